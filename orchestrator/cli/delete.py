@@ -1,0 +1,81 @@
+"""`vmherd delete`: an operation is aborted by it, a VM that runs nowhere is removed."""
+
+import typer
+
+from orchestrator.cli import terminal
+from orchestrator.cli.acting import open_context
+from orchestrator.cli.arguments import KindName, Names, Namespace, Timeout, Wait, parse_targets
+from orchestrator.cli.terminal import Failures, tell
+from orchestrator.cli.waiting import INTERRUPTED, Silent, Watched, wait_for
+from orchestrator.errors import Conflict, NotFound, Refused
+from orchestrator.resources import (
+    DEFAULT_NAMESPACE,
+    Key,
+    Node,
+    Reason,
+    Resource,
+    VirtualMachine,
+    VirtualMachineOperation,
+    make_key,
+)
+from orchestrator.services import operations
+from orchestrator.services.context import Context
+
+EXAMPLES = """Examples:
+
+$ vmherd delete vmop evict-linux-vm-4f1c9
+
+$ vmherd delete vm old-vm
+
+Deleting an operation aborts it; the VM runs on where it is.
+"""
+
+
+def delete(
+    kind: KindName,
+    names: Names = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    wait: Wait = True,
+    timeout: Timeout = None,
+) -> None:
+    """Delete operations, which aborts them, or virtual machines that run nowhere."""
+    what, chosen = parse_targets(kind, names, needs_name=True)
+    if what not in {VirtualMachine, VirtualMachineOperation}:
+        hint = "; `vmherd node expel` takes a host's access away" if what is Node else ""
+        raise typer.BadParameter(f"a {what.kind_name} can't be deleted{hint}")
+    failures = Failures()
+    with open_context() as ctx:
+        aborted: list[VirtualMachineOperation] = []
+        for name in chosen:
+            try:
+                deleted = _delete_one(ctx, what, make_key(name, namespace))
+            except (Conflict, NotFound, Refused) as error:
+                failures.add(str(error))
+                continue
+            terminal.write(f'{what.kind_name.lower()} "{name}" deleted')
+            if isinstance(deleted, VirtualMachineOperation) and deleted.status.grant is not None:
+                aborted.append(deleted)
+        if wait and aborted:
+            _wait(ctx, aborted, timeout)
+    failures.end()
+
+
+def _delete_one(ctx: Context, kind: type[Resource], key: Key) -> VirtualMachine | VirtualMachineOperation:
+    if kind is VirtualMachineOperation:
+        return operations.delete_operation(ctx, key)
+    return operations.delete_vm(ctx, key)
+
+
+def _wait(ctx: Context, aborted: list[VirtualMachineOperation], timeout: float | None) -> None:
+    try:
+        ended = wait_for(ctx.store, aborted, Silent(), timeout=timeout, until_gone=True)
+    except KeyboardInterrupt:
+        tell("no longer waiting; the abort goes on")
+        raise typer.Exit(INTERRUPTED) from None
+    for watched in ended:
+        terminal.write(_outcome(watched))
+
+
+def _outcome(watched: Watched) -> str:
+    what = "Aborted" if watched.reason == Reason.ABORTED else watched.operation.status.phase.value
+    return f'virtualmachineoperation "{watched.operation.name}": {what}: {watched.message}'

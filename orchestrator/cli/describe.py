@@ -1,0 +1,243 @@
+"""`vmherd describe`: all about one resource, for a person."""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+from orchestrator.cli import terminal
+from orchestrator.cli.ages import UNKNOWN, age, memory
+from orchestrator.cli.arguments import KindName, Names, Namespace, parse_targets
+from orchestrator.cli.session import open_store
+from orchestrator.cli.tables import clean, paint
+from orchestrator.cli.terminal import Failures
+from orchestrator.errors import NotFound
+from orchestrator.resources import (
+    DEFAULT_NAMESPACE,
+    Condition,
+    Event,
+    Node,
+    Resource,
+    VirtualMachine,
+    VirtualMachineOperation,
+    make_key,
+)
+from orchestrator.store import Store
+
+EXAMPLES = """Examples:
+
+$ vmherd describe vm linux-vm
+
+$ vmherd describe vmop evict-linux-vm-4f1c9
+"""
+
+Fact = tuple[str, str]
+_LATEST = 5
+
+
+def describe(
+    kind: KindName,
+    names: Names = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+) -> None:
+    """Tell all about resources, with their conditions and events."""
+    what, chosen = parse_targets(kind, names, needs_name=True)
+    failures = Failures()
+    with open_store() as store:
+        texts: list[str] = []
+        for name in chosen:
+            try:
+                found = store.get(what, make_key(name, namespace if what.namespaced else ""))
+            except NotFound as error:
+                failures.add(str(error))
+            else:
+                texts.append("\n".join(_describe(store, found, datetime.now(UTC))))
+        terminal.write("\n\n\n".join(texts))
+    failures.end()
+
+
+def _describe(store: Store, resource: Resource, now: datetime) -> list[str]:
+    colour = terminal.has_colour()
+    lines = facts([*_common(resource, now), *_own(store, resource, now)], colour=colour)
+    conditions = getattr(getattr(resource, "status", None), "conditions", ())
+    if conditions:
+        lines += ["Conditions:", *grid(("Type", "Status", "Reason", "Since", "Message"), _conditions(conditions, now))]
+    if isinstance(resource, VirtualMachine):
+        lines += _operations(store, resource, now)
+    if not isinstance(resource, Event):
+        events = _events(store, resource)
+        rows = [(age(e.last_timestamp, now), e.type, e.reason, e.message) for e in events]
+        lines += ["Events:", *grid(("Age", "Type", "Reason", "Message"), rows)] if rows else ["Events:  " + UNKNOWN]
+    return lines
+
+
+def _common(resource: Resource, now: datetime) -> list[Fact]:
+    meta = resource.metadata
+    found = [("Name", meta.name)]
+    if resource.namespaced:
+        found.append(("Namespace", meta.namespace))
+    found += [("Labels", _pairs(meta.labels)), ("Annotations", _pairs(meta.annotations)), ("UID", meta.uid)]
+    found.append(("Created", _when(meta.creation_timestamp, now)))
+    if meta.deletion_timestamp is not None:
+        found.append(("Deleted", _when(meta.deletion_timestamp, now)))
+    return found
+
+
+def _own(store: Store, resource: Resource, now: datetime) -> list[Fact]:
+    match resource:
+        case VirtualMachine():
+            return _vm(resource, now)
+        case VirtualMachineOperation():
+            return _operation(resource, now)
+        case Node():
+            return _node(store, resource)
+        case Event():
+            about = resource.involved_object
+            return [
+                ("Object", f"{about.kind}/{about.name}"),
+                ("Type", resource.type),
+                ("Reason", resource.reason),
+                ("Message", resource.message),
+                ("Last Seen", _when(resource.last_timestamp, now)),
+            ]
+        case _:
+            return []
+
+
+def _vm(vm: VirtualMachine, now: datetime) -> list[Fact]:
+    spec, status = vm.spec, vm.status
+    found = [
+        ("Phase", status.phase.value),
+        ("Node", status.node_name),
+        ("IP Address", status.ip_address),
+        ("Run Policy", spec.run_policy.value),
+        ("CPU", f"{spec.cpu.cores} cores, {spec.cpu.core_fraction} reserved ({spec.cpu_millicores} millicores)"),
+        ("Memory", spec.memory.size),
+        ("Node Selector", _pairs(spec.node_selector)),
+        ("Live Migration", spec.live_migration_policy.value),
+        ("Incarnation", str(status.incarnation)),
+    ]
+    if status.elsewhere:
+        found.append(("Also Seen On", status.elsewhere))
+    move = status.migration_state
+    if move is not None:
+        at = move.end_timestamp or move.start_timestamp
+        found.append(
+            (
+                "Last Migration",
+                f"{move.source.node} -> {move.target.node}, {move.result or 'under way'}, {_when(at, now)}",
+            )
+        )
+    return found
+
+
+def _operation(operation: VirtualMachineOperation, now: datetime) -> list[Fact]:
+    spec, status = operation.spec, operation.status
+    found = [
+        ("Type", spec.type.value),
+        ("Virtual Machine", spec.virtual_machine_name),
+        ("Phase", status.phase.value),
+        ("Progress", f"{status.progress}%"),
+        ("Priority", operation.priority.name.capitalize()),
+        ("Source", status.source_node),
+        ("Target", status.target_node),
+        ("Attempts", str(status.attempts)),
+        ("Started", _when(status.started_at, now)),
+        ("Finished", _when(status.finished_at, now)),
+    ]
+    if spec.migrate is not None:
+        found.insert(2, ("To", spec.migrate.node_name or _pairs(spec.migrate.node_selector)))
+    if spec.force is not None:
+        found.insert(2, ("Force", str(spec.force).lower()))
+    if status.downtime_ms is not None:
+        found.append(("Guest Stopped", f"{status.downtime_ms} ms"))
+    if status.avoid:
+        found.append(("Avoids", ", ".join(status.avoid)))
+    grant = status.grant
+    if grant is not None:
+        found.append(("Grant", f"{grant.state.value}, epoch {grant.epoch}, to node {grant.node}"))
+        if grant.settlement is not None and grant.settlement.orders:
+            found.append(("Waits For", ", ".join(sorted(grant.settlement.orders))))
+    return found
+
+
+def _node(store: Store, node: Node) -> list[Fact]:
+    capacity, hypervisor = node.status.capacity, node.status.hypervisor
+    here = [vm for vm in store.all(VirtualMachine) if vm.status.node_name == node.name]
+    vms = [vm for vm in here if vm.status.phase.occupies_node]
+    reserved = sum(vm.spec.cpu_millicores for vm in vms)
+    return [
+        ("Ready", "yes" if node.is_ready else "no"),
+        ("Unschedulable", "yes" if node.spec.unschedulable else "no"),
+        ("CPU", f"{capacity.cpu}, {reserved} millicores reserved by VMs"),
+        ("Memory", f"{memory(capacity.memory_mib)}, {memory(sum(vm.spec.memory_mib for vm in vms))} given to VMs"),
+        ("CPU Model", hypervisor.cpu_model),
+        ("Hypervisor", hypervisor.version),
+        ("Libvirt", hypervisor.libvirt_version),
+        ("Migration URI", hypervisor.migration_uri),
+        ("Host UUID", hypervisor.host_uuid),
+        ("VMs", ", ".join(vm.key for vm in vms)),
+    ]
+
+
+def _operations(store: Store, vm: VirtualMachine, now: datetime) -> list[str]:
+    of_vm = [o for o in store.all(VirtualMachineOperation, vm.metadata.namespace) if o.vm_key == vm.key]
+    latest = sorted(of_vm, key=lambda o: o.created_version)[-_LATEST:]
+    if not latest:
+        return []
+    rows = [
+        (
+            o.name,
+            o.spec.type.value,
+            o.status.phase.value,
+            f"{o.status.progress}%",
+            age(o.metadata.creation_timestamp, now),
+        )
+        for o in latest
+    ]
+    return ["Operations:", *grid(("Name", "Type", "Phase", "Progress", "Age"), rows)]
+
+
+def _events(store: Store, resource: Resource) -> list[Event]:
+    def is_about(event: Event) -> bool:
+        about = event.involved_object
+        same = (about.kind, about.name, about.namespace) == (
+            resource.kind_name,
+            resource.name,
+            resource.metadata.namespace,
+        )
+        return same and about.uid in {"", resource.metadata.uid}
+
+    return sorted(
+        (event for event in store.all(Event) if is_about(event)), key=lambda e: (e.last_timestamp, e.created_version)
+    )
+
+
+def _conditions(conditions: Iterable[Condition], now: datetime) -> list[Sequence[str]]:
+    return [(c.type, c.status, c.reason, age(c.last_transition_time, now), c.message) for c in conditions]
+
+
+def _when(at: datetime | None, now: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC ({age(at, now)} ago)" if at is not None else ""
+
+
+def _pairs(pairs: dict[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(pairs.items()))
+
+
+def facts(found: Sequence[Fact], *, colour: bool) -> list[str]:
+    """Write facts under each other; phases in colour."""
+    width = max(len(title) for title, _ in found) + 3
+    lines = []
+    for title, value in found:
+        text = clean(value) or UNKNOWN
+        shown = paint(text, text) if colour and title == "Phase" else text
+        lines.append(f"{title}:".ljust(width) + shown)
+    return lines
+
+
+def grid(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Write rows under titles and a rule, indented."""
+    cells = [[clean(cell) or UNKNOWN for cell in row] for row in rows]
+    widths = [max(len(line[i]) for line in [list(titles), *cells]) for i in range(len(titles))]
+    rule = ["-" * len(title) for title in titles]
+    lines = [list(titles), rule, *cells]
+    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]

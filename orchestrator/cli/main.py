@@ -1,0 +1,134 @@
+"""The `vmherd` command: entry point, and what all commands share.
+
+Whatever goes wrong is one line on standard error and exit code 1; wrong usage is exit code 2. A traceback is for us:
+`VMHERD_DEBUG=1` shows it.
+
+A command's module is imported when that command is wanted, so `get` does not wait for what `create` needs.
+"""
+
+import os
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command, get_group
+
+from orchestrator.cli.terminal import tell
+from orchestrator.errors import VmherdError
+
+EPILOG = """Examples:
+
+$ vmherd get vm -w
+
+$ vmherd evict linux-vm
+
+Redis is where VMHERD_REDIS_URL says; by default redis://127.0.0.1:6379/0.
+"""
+VERSION_EXAMPLE = """Example:
+
+$ vmherd version
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a command is.
+
+    Attributes:
+        module: In `orchestrator.cli`.
+        function: Its function, or a `typer.Typer` with commands of its own.
+        examples: The module's constant that ends its help; commands of a `typer.Typer` have their own.
+    """
+
+    module: str
+    function: str
+    examples: str = "EXAMPLES"
+
+
+COMMANDS = {
+    "get": Place("get", "get"),
+    "describe": Place("describe", "describe"),
+    "create": Place("create", "create"),
+    "delete": Place("delete", "delete"),
+    "evict": Place("moves", "evict", "EVICT_EXAMPLES"),
+    "migrate": Place("moves", "migrate", "MIGRATE_EXAMPLES"),
+    "cordon": Place("nodes", "cordon", "CORDON_EXAMPLE"),
+    "uncordon": Place("nodes", "uncordon", "UNCORDON_EXAMPLE"),
+    "node": Place("nodes", "node"),
+    "run": Place("run", "run"),
+    "version": Place("main", "version", "VERSION_EXAMPLE"),
+}
+
+
+class Commands(TyperGroup):
+    """Finds commands in `COMMANDS`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        """Name them all, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        """Load one; None where there is none of that name."""
+        place = COMMANDS.get(cmd_name)
+        if place is None:
+            return None
+        module = import_module(f"orchestrator.cli.{place.module}")
+        found = getattr(module, place.function)
+        if isinstance(found, typer.Typer):
+            return get_group(found)
+        alone = typer.Typer(add_completion=False)
+        alone.command(cmd_name, epilog=getattr(module, place.examples))(found)
+        return get_command(alone)
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Keep virtual machines running on a herd of libvirt hosts.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _all() -> None:
+    """Makes it a group of commands."""
+
+
+def version() -> None:
+    """Print the version."""
+    from importlib import metadata  # noqa: PLC0415 - the other commands don't need it
+
+    typer.echo(f"vmherd {metadata.version('vmherd')}")
+
+
+def main() -> None:
+    """Run the command."""
+    try:
+        app()
+    except Exception as error:
+        if os.environ.get("VMHERD_DEBUG"):
+            raise
+        tell(explain(error))
+        raise SystemExit(1) from None
+
+
+def explain(error: Exception) -> str:
+    """Say in one line what went wrong."""
+    from redis import RedisError  # noqa: PLC0415 - nor does help need it
+
+    match error:
+        case VmherdError():
+            return str(error)
+        case RedisError():
+            from orchestrator.settings import settings  # noqa: PLC0415
+            from orchestrator.store.connection import without_password  # noqa: PLC0415
+
+            return f"Redis at {without_password(settings().redis_url.get_secret_value())}: {error}"
+        case OSError() if error.strerror:
+            return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        case _:
+            return f"unexpected {type(error).__name__}: {error} (VMHERD_DEBUG=1 shows where)"

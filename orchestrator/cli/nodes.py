@@ -1,0 +1,199 @@
+"""`vmherd cordon`, `uncordon`, and `vmherd node`: how hosts join and leave the herd."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, cast
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import typer
+
+from orchestrator.cli import terminal
+from orchestrator.cli.acting import open_context
+from orchestrator.cli.session import open_store
+from orchestrator.cli.terminal import Failures, tell
+from orchestrator.errors import Conflict, Invalid, NotFound, Refused
+from orchestrator.resources import Node
+from orchestrator.resources.meta import check_name
+from orchestrator.services.nodes import set_unschedulable
+from orchestrator.settings import settings
+from orchestrator.store import Store, access
+from orchestrator.store.connection import redis_errors
+
+CORDON_EXAMPLE = """Example:
+
+$ vmherd cordon node-1 node-2
+"""
+UNCORDON_EXAMPLE = """Example:
+
+$ vmherd uncordon node-1
+"""
+ENROLL_EXAMPLES = """Examples:
+
+$ vmherd node enroll node-1 --output node-1.env
+
+$ vmherd node enroll node-1 --address 192.0.2.1:6379
+"""
+EXPEL_EXAMPLE = """Example:
+
+$ vmherd node expel node-1
+"""
+
+node = typer.Typer(name="node", help="Let hosts join the herd, and leave it.", no_args_is_help=True)
+
+Nodes = Annotated[list[str], typer.Argument(metavar="NODE", help="Names of nodes.")]
+
+
+def cordon(nodes: Nodes) -> None:
+    """Let no virtual machine start or land on nodes. What runs there stays, and can be evicted."""
+    _set_unschedulable(nodes, unschedulable=True)
+
+
+def uncordon(nodes: Nodes) -> None:
+    """Let virtual machines start and land on nodes again."""
+    _set_unschedulable(nodes, unschedulable=False)
+
+
+def _set_unschedulable(nodes: list[str], *, unschedulable: bool) -> None:
+    done = "cordoned" if unschedulable else "uncordoned"
+    failures = Failures()
+    with open_context() as ctx:
+        for name in dict.fromkeys(nodes):
+            try:
+                changed = set_unschedulable(ctx, name, unschedulable=unschedulable)
+            except (NotFound, Conflict) as error:
+                failures.add(str(error))
+                continue
+            terminal.write(f"node/{name} {done}" if changed else f"node/{name} already {done}")
+    failures.end()
+
+
+@node.command("enroll", epilog=ENROLL_EXAMPLES)
+def enroll(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name under which the host joins.")],
+    address: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT", help="Where the host reaches Redis, if not as we do.", show_default=False),
+    ] = "",
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it there, readable by its owner alone.")
+    ] = None,
+) -> None:
+    """Give a host its Redis user, and print its environment file.
+
+    The user may touch this host's keys only. Its password can't be shown again; enrolling again makes a new one.
+    """
+    _check_node_name(name)
+    ours = settings().redis_url.get_secret_value()
+    node_url(ours, address, name, "")  # refuse before anything is changed
+    with open_store() as store:
+        known = access.user_name(name) in _users(store)
+        if output is None:
+            terminal.write(_environment(name, node_url(ours, address, name, access.enroll(store.redis, name))))
+        else:
+            with _private_file(output) as draft:  # made first: a password that can't be written would be lost
+                text = _environment(name, node_url(ours, address, name, access.enroll(store.redis, name)))
+                draft.write_text(text + "\n")
+        if known:
+            tell(f"node {name!r} was enrolled before: its former password no longer works")
+        if not _survives_restart(store):
+            tell("warning: this Redis has no aclfile: the user is gone when it restarts (see config/redis.conf)")
+
+
+@node.command("expel", epilog=EXPEL_EXAMPLE)
+def expel(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The host's name.")],
+    force: Annotated[bool, typer.Option("--force", help="Though it is Ready, and may run virtual machines.")] = False,
+) -> None:
+    """Take a host's Redis user away, and close its connections."""
+    _check_node_name(name)
+    with open_store() as store:
+        found = store.find(Node, name)
+        if found is not None and found.is_ready and not force:
+            raise Refused(f"node {name!r} is Ready: stop its agent first, or use --force")
+        if access.user_name(name) not in _users(store):
+            raise NotFound(f"node {name!r} is not enrolled: Redis has no user {access.user_name(name)!r}")
+        access.expel(store.redis, name)
+        terminal.write(f"node/{name} expelled")
+
+
+def _check_node_name(name: str) -> None:
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def node_url(ours: str, address: str, node_name: str, password: str) -> str:
+    """Give the URL under which a node reaches the Redis that we reach under ours.
+
+    Args:
+        ours: The control plane's URL; its scheme (TLS or not), database and options are kept.
+        address: `HOST:PORT` in place of its own; empty keeps that.
+        node_name: Whose user it is.
+        password: Of that user.
+
+    Raises:
+        Invalid: No other machine can reach ours, and no address was given; or the address is none.
+    """
+    parts = urlsplit(ours)
+    user = f"{quote(access.user_name(node_name))}:{quote(password, safe='')}"
+    if address:
+        host_port = _check_address(address)
+    elif parts.scheme == "unix":
+        raise Invalid(f"a node can't reach {parts.path} of this machine: give --address HOST:PORT")
+    elif _is_loopback(parts.hostname or "localhost"):
+        raise Invalid(f"a node can't reach {parts.hostname or 'localhost'} of this machine: give --address HOST:PORT")
+    else:
+        host_port = parts.netloc.rpartition("@")[2]
+    if parts.scheme == "unix":
+        database = next((v for k, _, v in (o.partition("=") for o in parts.query.split("&")) if k == "db"), "0")
+        return urlunsplit(("redis", f"{user}@{host_port}", f"/{database}", "", ""))
+    return urlunsplit((parts.scheme, f"{user}@{host_port}", parts.path or "/0", parts.query, ""))
+
+
+def _check_address(address: str) -> str:
+    try:
+        parts = urlsplit(f"//{address}")
+        good = bool(parts.hostname) and parts.port is not None and parts.netloc == address and "@" not in address
+    except ValueError:
+        good = False
+    if not good:
+        raise Invalid(f"--address: {address!r} is not HOST:PORT")
+    return address
+
+
+def _is_loopback(host: str) -> bool:
+    return host in {"localhost", "::1"} or host.startswith("127.")
+
+
+@contextmanager
+def _private_file(path: Path) -> Iterator[Path]:
+    """Give a file beside `path`, readable by its owner alone, that takes its place when all went well."""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+    except OSError as error:
+        raise Invalid(f"{path}: {error.strerror}") from error
+    os.close(handle)
+    draft = Path(name)
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _environment(name: str, url: str) -> str:
+    return f"VMHERD_NODE={name}\nVMHERD_REDIS_URL={url}"
+
+
+def _users(store: Store) -> list[str]:
+    with redis_errors(store.redis):
+        return cast("list[str]", store.redis.acl_users())
+
+
+def _survives_restart(store: Store) -> bool:
+    with redis_errors(store.redis):
+        return bool(cast("dict[str, str]", store.redis.config_get("aclfile")).get("aclfile"))

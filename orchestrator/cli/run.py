@@ -1,0 +1,163 @@
+"""`vmherd run PROCESS`: each of the herd's processes, with the options that it must have.
+
+Celery's own command is executed in place of this process, so that signals and exit codes are its own. Prefetch, gossip
+and the like are set in `celery_app`; what only a command line can say stands here.
+"""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from orchestrator import logs
+from orchestrator.errors import Invalid
+from orchestrator.queues import CONTROL, FENCING, LIVENESS, lifecycle_queue, migrate_queue
+from orchestrator.resources.meta import check_name
+from orchestrator.settings import settings
+
+run = typer.Typer(help="Run one of the herd's processes in the foreground.", no_args_is_help=True)
+
+_QUIET = ("--without-gossip", "--without-mingle", "-E", "--loglevel", "WARNING")
+_LIFECYCLE_AT_A_TIME = 4
+_CONTROL_THREADS = 4
+
+
+def _exec(*arguments: str) -> None:
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", *arguments])  # noqa: S606 - no shell, our own arguments
+
+
+def _control_worker(role: str, queue: str, threads: int) -> None:
+    settings()  # a wrong setting is said here, in one line
+    host = f"{role}@{os.uname().nodename}-{os.getpid()}"
+    _exec(
+        "celery",
+        "-A",
+        "orchestrator.worker",
+        "worker",
+        "-Q",
+        queue,
+        "-n",
+        host,
+        "-P",
+        "threads",
+        "-c",
+        str(threads),
+        *_QUIET,
+    )
+
+
+@run.command(epilog="Example: vmherd run control")
+def control() -> None:
+    """Grant, reconcile, housekeeping. Run two or more."""
+    _control_worker("control", CONTROL, _CONTROL_THREADS)
+
+
+@run.command(epilog="Example: vmherd run liveness")
+def liveness() -> None:
+    """Watch the nodes' leases. Run two."""
+    _control_worker("liveness", LIVENESS, 1)
+
+
+@run.command(epilog="Example: vmherd run fencing")
+def fencing() -> None:
+    """Fence lost nodes. Run two."""
+    _control_worker("fencing", FENCING, 2)
+
+
+@run.command(epilog="Example: vmherd run intake")
+def intake() -> None:
+    """Take in the nodes' reports. Run two."""
+    from orchestrator import intake as process  # noqa: PLC0415 - the other commands don't need it
+    from orchestrator.celery_app import CeleryMessenger, app  # noqa: PLC0415
+    from orchestrator.services.context import Context  # noqa: PLC0415
+    from orchestrator.store import Store  # noqa: PLC0415
+
+    logs.configure("intake")
+    process.main(Context(Store.open(), CeleryMessenger(app)))
+
+
+@run.command(epilog="Example: vmherd run beat")
+def beat() -> None:
+    """Send the periodic ticks. Run two: each tick is sent once."""
+    settings()
+    _exec(
+        "celery",
+        "-A",
+        "orchestrator.beat",
+        "beat",
+        "--scheduler",
+        "orchestrator.beat:OnceScheduler",
+        "--max-interval",
+        "1",
+        "--pidfile=",
+        "--loglevel",
+        "WARNING",
+    )
+
+
+@run.command(epilog="Example: VMHERD_FLOWER_PASSWORD_FILE=/etc/vmherd/flower vmherd run flower")
+def flower() -> None:
+    """Show queues, workers and tasks, read-only, on loopback, with a password."""
+    config = settings()
+    password = config.flower_password.get_secret_value()
+    if config.flower_password_file is not None:
+        password = config.flower_password_file.read_text().strip()
+    if not password:
+        raise Invalid("VMHERD_FLOWER_PASSWORD or VMHERD_FLOWER_PASSWORD_FILE is not set: Flower needs a password")
+    os.environ["FLOWER_BASIC_AUTH"] = f"vmherd:{password}"  # not on the command line, which every user can read
+    _exec(
+        "celery",
+        "-A",
+        "orchestrator.monitor",
+        "flower",
+        "--read_only",
+        f"--address={config.flower_address}",
+        f"--port={config.flower_port}",
+        "--enable_events",
+        "--persistent=False",
+    )
+
+
+@run.command(epilog="Example: VMHERD_NODE=h1 vmherd run agent")
+def agent() -> None:
+    """On a node: register it, renew its lease, report its domains, answer questions."""
+    _check_node()
+    _exec("workers.agent")
+
+
+@run.command(epilog="Example: VMHERD_NODE=h1 vmherd run worker migrate")
+def worker(role: Annotated[str, typer.Argument(help="migrate (one slot) or lifecycle")]) -> None:
+    """On a node: run migrations, or starts and repairs."""
+    node = _check_node()
+    if role not in {"migrate", "lifecycle"}:
+        raise Invalid(f"role: {role!r} is not migrate or lifecycle")
+    os.environ["VMHERD_WORKER_ROLE"] = role
+    queue = migrate_queue(node) if role == "migrate" else lifecycle_queue(node)
+    threads = 1 if role == "migrate" else _LIFECYCLE_AT_A_TIME
+    _exec(
+        "celery",
+        "-A",
+        "workers.tasks",
+        "worker",
+        "-Q",
+        queue,
+        "-n",
+        f"{role}@{node}",
+        "-P",
+        "threads",
+        "-c",
+        str(threads),
+        *_QUIET,
+    )
+
+
+def _check_node() -> str:
+    node = settings().node
+    if not node:
+        raise Invalid("VMHERD_NODE is not set: the name under which this host joins the herd")
+    try:
+        return check_name(node)
+    except ValueError as error:
+        raise Invalid(f"VMHERD_NODE: {error}") from error

@@ -1,0 +1,265 @@
+"""The public Python API: a herd, its VMs, nodes and operations.
+
+from orchestrator import Cluster
+
+cluster = Cluster()                      # VMHERD_REDIS_URL, or Cluster("redis://...")
+op = cluster.evict("linux-vm")
+for progress in op.progress():
+    print(progress.percent, progress.message)
+print(op.wait(timeout=600).phase)
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+from orchestrator.celery_app import CeleryMessenger, make_app
+from orchestrator.errors import NotFound, VersionExpired, WaitTimeout
+from orchestrator.resources import (
+    DEFAULT_NAMESPACE,
+    Node,
+    OperationPhase,
+    OperationType,
+    Resource,
+    VirtualMachine,
+    VirtualMachineOperation,
+    make_key,
+)
+from orchestrator.resources.vmop import MigrateTo
+from orchestrator.services import nodes, operations
+from orchestrator.services.context import Context
+from orchestrator.settings import settings
+from orchestrator.store import Change, ChangeType, Store
+
+R = TypeVar("R", bound=Resource)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an operation is.
+
+    Attributes:
+        percent: 0 to 100; never falls.
+        reason: Of its condition Completed (`Syncing`, `TargetUnschedulable`, ...).
+        message: For people.
+    """
+
+    phase: OperationPhase
+    percent: int
+    reason: str
+    message: str
+
+
+class Operation:
+    """A handle on one operation. Its values are as of the last look; `wait` and `progress` look on."""
+
+    def __init__(self, cluster: "Cluster", resource: VirtualMachineOperation) -> None:
+        self._cluster = cluster
+        self.resource = resource
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.resource.name
+
+    @property
+    def phase(self) -> OperationPhase:
+        """Its phase as of the last look."""
+        return self.resource.status.phase
+
+    @property
+    def message(self) -> str:
+        """What its condition says as of the last look."""
+        return self.resource.message
+
+    def refresh(self) -> "Operation":
+        """Look again.
+
+        Raises:
+            NotFound: It was deleted.
+        """
+        self.resource = self._cluster.store.get(VirtualMachineOperation, self.resource.key)
+        return self
+
+    def wait(self, timeout: float | None = None) -> "Operation":
+        """Wait until it has ended.
+
+        Args:
+            timeout: Seconds; None waits for ever.
+
+        Returns:
+            Itself, with its last phase: Completed or Failed; Terminating when it was deleted before it began.
+
+        Raises:
+            WaitTimeout: It has not ended yet, and may still.
+        """
+        for _ in self.progress(timeout):
+            pass
+        return self
+
+    def progress(self, timeout: float | None = None) -> Iterator[Progress]:
+        """Follow it until it has ended.
+
+        Yields:
+            Where it is now, and then each change.
+
+        Raises:
+            WaitTimeout: It has not ended in time.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        shown: Progress | None = None
+        for resource in self._cluster.follow(self.resource, deadline):
+            if resource is not None:
+                self.resource = resource
+            now = self._progress()
+            if now != shown:
+                shown = now
+                yield now
+            if resource is None or self.phase.is_final:
+                return
+        raise WaitTimeout(
+            f"VirtualMachineOperation {self.name!r} is {self.phase} after {timeout:g} s: {self.message or 'no reason'}"
+        )
+
+    def abort(self, timeout: float | None = 60) -> "Operation":
+        """Abort it, and wait for what comes of it.
+
+        Returns:
+            Itself: Failed with reason Aborted (the VM runs on at its source), or Completed (it was too late).
+        """
+        try:
+            self.resource = operations.delete_operation(self._cluster.context, self.resource.key)
+        except NotFound:
+            return self
+        if self.resource.status.grant is None:
+            return self
+        return self.wait(timeout)
+
+    def _progress(self) -> Progress:
+        status = self.resource.status
+        condition = next((c for c in status.conditions if c.type == "Completed"), None)
+        return Progress(
+            status.phase, status.progress, condition.reason if condition else "", condition.message if condition else ""
+        )
+
+
+class Cluster:
+    """A herd.
+
+    Args:
+        url: Of its Redis; by default `VMHERD_REDIS_URL`.
+        namespace: The project that names refer to.
+    """
+
+    def __init__(self, url: str | None = None, namespace: str = DEFAULT_NAMESPACE) -> None:
+        self.namespace = namespace
+        address = url or settings().redis_url.get_secret_value()
+        self.store = Store.open(address)
+        self.context = Context(self.store, CeleryMessenger(make_app("vmherd-client", url=address)))
+
+    def __enter__(self) -> "Cluster":
+        """Use it, and close it at the end."""
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Close its connections."""
+        self.store.close()
+
+    def evict(self, vm: str) -> Operation:
+        """Move a VM to another node of the planner's choice; returns at once.
+
+        Raises:
+            NotFound: No such VM.
+            Refused: It is not Running, or another operation of it is not finished.
+        """
+        return self._create(vm, OperationType.EVICT, None)
+
+    def migrate(self, vm: str, node: str = "", node_selector: dict[str, str] | None = None) -> Operation:
+        """Move a VM to a node, or to one that has these labels; returns at once."""
+        return self._create(vm, OperationType.MIGRATE, MigrateTo(node_name=node, node_selector=node_selector or {}))
+
+    def create(self, manifest: dict[str, Any]) -> VirtualMachine | VirtualMachineOperation:
+        """Create a resource from a manifest."""
+        return operations.create_manifest(self.context, manifest, "")
+
+    def operation(self, name: str) -> Operation:
+        """Give a handle on an operation."""
+        return Operation(self, self.store.get(VirtualMachineOperation, make_key(name, self.namespace)))
+
+    def vm(self, name: str) -> VirtualMachine:
+        """Read a VM."""
+        return self.store.get(VirtualMachine, make_key(name, self.namespace))
+
+    def vms(self) -> list[VirtualMachine]:
+        """Read all VMs of the namespace, by name."""
+        return self.store.all(VirtualMachine, self.namespace)
+
+    def operations(self) -> list[VirtualMachineOperation]:
+        """Read all operations of the namespace, by name."""
+        return self.store.all(VirtualMachineOperation, self.namespace)
+
+    def node(self, name: str) -> Node:
+        """Read a node."""
+        return self.store.get(Node, name)
+
+    def nodes(self) -> list[Node]:
+        """Read all nodes, by name."""
+        return self.store.all(Node)
+
+    def cordon(self, node: str) -> bool:
+        """Let no VM start or land on a node; tells whether that is new."""
+        return nodes.set_unschedulable(self.context, node, unschedulable=True)
+
+    def uncordon(self, node: str) -> bool:
+        """Let VMs start and land on a node again; tells whether that is new."""
+        return nodes.set_unschedulable(self.context, node, unschedulable=False)
+
+    def follow(self, resource: R, deadline: float | None = None) -> Iterator[R | None]:
+        """Follow one resource, without polling.
+
+        Yields:
+            It as it is now and after each change; None once, at the end, when it was deleted.
+            Ends at the deadline (of `time.monotonic`).
+        """
+        version = self.store.version()
+        current = self.store.find(type(resource), resource.key)
+        if current is None:
+            current = self.store.last_of(resource)
+            if current is not None:
+                yield current
+            yield None
+            return
+        yield current
+        while deadline is None or time.monotonic() < deadline:
+            left = 1.0 if deadline is None else max(0.001, min(1.0, deadline - time.monotonic()))
+            try:
+                changes = self.store.changes(version, max(1, int(left * 1000)))
+            except VersionExpired:  # Redis was restarted, or we were away for long: look, and go on from there
+                yield from self.follow(resource, deadline)
+                return
+            for change in changes:
+                version = change.version
+                if not _is_about(change, resource):
+                    continue
+                if change.type is ChangeType.DELETED:
+                    yield change.resource  # type: ignore[misc]
+                    yield None
+                    return
+                yield change.resource  # type: ignore[misc]
+
+    def _create(self, vm: str, kind: OperationType, to: MigrateTo | None) -> Operation:
+        wanted = operations.new_operation(vm, kind, self.namespace, to)
+        return Operation(self, operations.create_operation(self.context, wanted))
+
+
+def _is_about(change: Change, resource: Resource) -> bool:
+    return change.resource.kind_name == resource.kind_name and change.resource.key == resource.key
+
+
+__all__ = ["Cluster", "Operation", "Progress"]

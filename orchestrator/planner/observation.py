@@ -1,0 +1,161 @@
+"""What a host's report on a domain means for its VM, while no grant is open on that VM.
+
+"Not seen" is not "stopped". A VM counts as stopped by its stop event with the detail, or by a listing that began after
+the node's last report on it. A domain that left by migration is not stopped: its new host will report it.
+
+A copy of a lower incarnation is never taken for the VM, whatever becomes of either; a higher one is what runs, and the
+record had lost its start (a failover of Redis).
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from orchestrator.planner.flow import Note
+from orchestrator.resources import Condition, SeenDomain, VirtualMachine, VmPhase, find_condition, with_condition
+
+ABSENT = "absent"
+"""State of a domain that the host does not have (any more); `reason` tells how it went."""
+
+_PHASES = {
+    "running": VmPhase.RUNNING,
+    "incoming": VmPhase.MIGRATING,
+    "paused-migrated": VmPhase.MIGRATING,
+    "postcopy": VmPhase.MIGRATING,
+    "paused": VmPhase.PAUSE,
+    "postcopy-failed": VmPhase.PAUSE,
+    "shutdown": VmPhase.STOPPING,
+    "crashed": VmPhase.STOPPED,
+    "shutoff": VmPhase.STOPPED,
+}
+_STOPS = {
+    "shutdown/guest": ("GuestPoweredOff", "the guest powered itself off"),
+    "shutdown/host": ("StoppedByNode", "its node stopped it"),
+    "destroyed": ("Destroyed", "it was destroyed on its node"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The VM as it is now known (None: nothing changes), and what is told of it."""
+
+    vm: VirtualMachine | None = None
+    notes: tuple[Note, ...] = ()
+
+
+def observe(vm: VirtualMachine, node: str, seen: SeenDomain, now: datetime) -> Observation:
+    """Take one report on a VM's domain into account.
+
+    Args:
+        vm: Without an open grant.
+        node: Who reports.
+        seen: The report, with its number.
+        now: For conditions.
+    """
+    status = vm.status
+    if status.node_name == node and seen.counter < status.counter:
+        return Observation()  # older than what is known
+    if seen.incarnation < status.incarnation:
+        return _observe_outdated(vm, node, seen)
+    if seen.incarnation > status.incarnation:
+        raised = _raise(vm, node, seen.incarnation)
+        observation = observe(raised, node, seen, now)
+        return Observation(observation.vm or raised, observation.notes)
+    if seen.state in {ABSENT, "shutoff"}:
+        return _observe_absent(vm, node, seen, now)
+    is_elsewhere = status.node_name not in {"", node} and status.phase.occupies_node
+    if is_elsewhere and not has_left(vm):
+        # Its source has not said yet that it left (or it runs twice). The record follows when it does.
+        if seen.state != "running" or status.elsewhere == node:
+            return Observation()
+        return Observation(vm.with_status(elsewhere=node))
+    notes: tuple[Note, ...] = ()
+    if status.elsewhere and status.node_name == node and seen.state == "running":
+        notes = (
+            Note("VirtualMachineRunsTwice", f"it runs on node {node} and on node {status.elsewhere}", warning=True),
+        )
+    phase = _PHASES.get(seen.state, VmPhase.DEGRADED)
+    is_known = (
+        node not in status.outdated
+        and phase is status.phase
+        and _address(vm, seen) == status.ip_address
+        and status.node_name == node
+    )
+    if is_known and not has_left(vm) and notes == ():
+        return Observation()
+    return Observation(_there(vm, node, seen, phase, now), notes)
+
+
+def has_left(vm: VirtualMachine) -> bool:
+    """Whether it left the node on record by migration, and nobody has told yet where it is."""
+    running = find_condition(vm.status.conditions, "Running")
+    return running is not None and running.status == "Unknown" and vm.status.phase.occupies_node
+
+
+def _raise(vm: VirtualMachine, node: str, incarnation: int) -> VirtualMachine:
+    """The VM as it would be on record had its start on this node not been lost."""
+    status = vm.status
+    return vm.with_status(
+        incarnation=incarnation,
+        node_name=node if status.phase.occupies_node else status.node_name,
+        elsewhere="",
+        counter=0,
+    )
+
+
+def _observe_outdated(vm: VirtualMachine, node: str, seen: SeenDomain) -> Observation:
+    status = vm.status
+    if seen.state in {ABSENT, "shutoff"}:
+        if node not in status.outdated:
+            return Observation()
+        return Observation(vm.with_status(outdated=tuple(name for name in status.outdated if name != node)))
+    if node in status.outdated:
+        return Observation()
+    message = f"node {node} has incarnation {seen.incarnation}, {status.incarnation} is the one that may run"
+    marked = vm.with_status(outdated=tuple(sorted({*status.outdated, node})))
+    return Observation(marked, (Note("OutdatedCopySeen", message, warning=True),))
+
+
+def _observe_absent(vm: VirtualMachine, node: str, seen: SeenDomain, now: datetime) -> Observation:
+    status = vm.status
+    if status.elsewhere == node:
+        return Observation(vm.with_status(elsewhere=""))
+    if status.node_name != node or not status.phase.occupies_node:
+        return Observation()
+    if status.elsewhere:
+        moved = vm.with_status(node_name=status.elsewhere, elsewhere="", phase=VmPhase.RUNNING, counter=0)
+        note = Note("Moved", f"it left node {node} for {status.elsewhere} behind our back")
+        return Observation(moved, (note,))
+    if has_left(vm) and not seen.reason:
+        return Observation()  # as is known; where it is now, its new host will tell
+    if seen.reason.startswith("migrated"):
+        condition = Condition(
+            type="Running", status="Unknown", reason="OutcomeUnknown", message=f"left node {node} by migration"
+        )
+        return Observation(vm.with_status(conditions=with_condition(status.conditions, condition, now)))
+    reason, message = _STOPS.get(
+        seen.reason, ("Crashed", f"it ended on node {node} ({seen.reason or 'not known how'})")
+    )
+    condition = Condition(type="Running", status="False", reason=reason, message=message)
+    stopped = vm.with_status(
+        phase=VmPhase.STOPPED, counter=seen.counter, conditions=with_condition(status.conditions, condition, now)
+    )
+    return Observation(stopped, (Note("Stopped", message, warning=reason == "Crashed"),))
+
+
+def _there(vm: VirtualMachine, node: str, seen: SeenDomain, phase: VmPhase, now: datetime) -> VirtualMachine:
+    condition = Condition(
+        type="Running", status="True" if phase is VmPhase.RUNNING else "False", reason=phase.value, message=seen.reason
+    )
+    return vm.with_status(
+        phase=phase,
+        node_name=node,
+        counter=seen.counter,
+        incarnation=max(seen.incarnation, vm.status.incarnation),
+        ip_address=_address(vm, seen),
+        outdated=tuple(name for name in vm.status.outdated if name != node),
+        conditions=with_condition(vm.status.conditions, condition, now),
+    )
+
+
+def _address(vm: VirtualMachine, seen: SeenDomain) -> str:
+    return vm.spec.ip_address or (seen.addresses[0] if seen.addresses else vm.status.ip_address)

@@ -1,0 +1,75 @@
+"""Resources: immutable pydantic models in the Kubernetes shape and the platform's vocabulary."""
+
+from orchestrator.resources.event import Event, event_about
+from orchestrator.resources.meta import (
+    DEFAULT_NAMESPACE,
+    Condition,
+    Key,
+    ObjectMeta,
+    Resource,
+    find_condition,
+    make_key,
+    new_metadata,
+    parse,
+    split_key,
+    with_condition,
+)
+from orchestrator.resources.node import Node, NodeInventory, SeenDomain
+from orchestrator.resources.vm import RunPolicy, VirtualMachine, VmPhase, render_domain
+from orchestrator.resources.vmop import (
+    Action,
+    Grant,
+    GrantState,
+    NodeGrant,
+    OperationPhase,
+    OperationType,
+    Order,
+    OrderKind,
+    Priority,
+    Reading,
+    Reason,
+    Settlement,
+    VirtualMachineOperation,
+)
+
+KINDS: dict[str, type[Resource]] = {
+    kind.kind_name: kind for kind in (VirtualMachine, VirtualMachineOperation, Node, NodeInventory, Event)
+}
+"""Every kind that the store keeps, by name."""
+
+__all__ = [
+    "DEFAULT_NAMESPACE",
+    "KINDS",
+    "Action",
+    "Condition",
+    "Event",
+    "Grant",
+    "GrantState",
+    "Key",
+    "Node",
+    "NodeGrant",
+    "NodeInventory",
+    "ObjectMeta",
+    "OperationPhase",
+    "OperationType",
+    "Order",
+    "OrderKind",
+    "Priority",
+    "Reading",
+    "Reason",
+    "Resource",
+    "RunPolicy",
+    "SeenDomain",
+    "Settlement",
+    "VirtualMachine",
+    "VirtualMachineOperation",
+    "VmPhase",
+    "event_about",
+    "find_condition",
+    "make_key",
+    "new_metadata",
+    "parse",
+    "render_domain",
+    "split_key",
+    "with_condition",
+]

@@ -1,0 +1,224 @@
+"""What all resources share: the Kubernetes shape of metadata and conditions, names, quantities.
+
+Resources are immutable values. A change makes a new one (`with_status`), and the store commits it against the version
+that it was made from.
+"""
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Final, Literal, NewType, Self, TypeVar
+from uuid import uuid4
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic.alias_generators import to_camel
+
+from orchestrator.errors import Invalid
+
+Key = NewType("Key", str)
+"""`namespace/name`, or `name` alone for what has no namespace."""
+
+DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_GENERATED_FROM = 58
+"""As much of generateName is kept as leaves room for five characters, as Kubernetes does."""
+GROUP_VERSION: Final = "virtualization.deckhouse.io/v1alpha2"
+DEFAULT_NAMESPACE = "default"
+
+
+def check_name(value: str) -> str:
+    """Accept a DNS-1123 label only: names become parts of Redis keys and ACL patterns."""
+    if not DNS_LABEL.fullmatch(value):
+        raise ValueError(
+            f"{value!r} is not a DNS label: lower-case letters, digits and '-', 1 to 63, no '-' at either end"
+        )
+    return value
+
+
+def _rfc3339(value: datetime) -> str:
+    return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+Timestamp = Annotated[datetime, PlainSerializer(_rfc3339, return_type=str)]
+
+_QUANTITY = re.compile(r"([0-9]+)(Ki|Mi|Gi|Ti|k|M|G|T)?")
+_FACTORS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def quantity_bytes(value: str) -> int:
+    """Read a Kubernetes quantity of bytes (`192Mi`, `2Gi`, `1000000`)."""
+    match = _QUANTITY.fullmatch(value)
+    if match is None:
+        raise ValueError(f"{value!r} is not a quantity such as 512Mi or 2Gi")
+    return int(match[1]) * _FACTORS[match[2] or ""]
+
+
+class Model(BaseModel):
+    """Base of all parts of resources: camelCase outside, frozen, unknown fields refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+    def with_(self, **changes: Any) -> Self:
+        """Give a copy with some fields changed; values are trusted, since only our own code passes them."""
+        return self.model_copy(update=changes)
+
+
+class ObjectMeta(Model):
+    """Kubernetes' ObjectMeta, as far as it is used here."""
+
+    name: str = ""
+    generate_name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+    creation_timestamp: Timestamp | None = None
+    deletion_timestamp: Timestamp | None = None
+    finalizers: tuple[str, ...] = ()
+    generation: int = 1
+    resource_version: str = ""
+
+
+class Condition(Model):
+    """One condition of a resource's status."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str = ""
+    message: str = ""
+    last_transition_time: Timestamp | None = None
+
+
+class Resource(Model):
+    """Base of what the store keeps and the API speaks.
+
+    Attributes:
+        created_version: The store's version at which it was created: orders resources by arrival. Not part of the
+            document.
+    """
+
+    kind_name: ClassVar[str]
+    group_version: ClassVar[str]
+    plural: ClassVar[str]
+    short: ClassVar[str]
+    namespaced: ClassVar[bool] = True
+
+    api_version: str
+    kind: str
+    metadata: ObjectMeta
+    created_version: int = Field(0, exclude=True)
+
+    @property
+    def key(self) -> Key:
+        """Its key in the store."""
+        return make_key(self.metadata.name, self.metadata.namespace if self.namespaced else "")
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.metadata.name
+
+    @property
+    def version(self) -> int:
+        """The store's version that it was read at; 0 for what is not stored yet."""
+        return int(self.metadata.resource_version or 0)
+
+    def manifest(self) -> dict[str, Any]:
+        """Give it as JSON-able data without empty fields."""
+        return prune(self.model_dump(mode="json", by_alias=True))
+
+
+def prune(value: dict[str, Any]) -> dict[str, Any]:
+    """Drop what is None, or an empty string, list or mapping, at every depth (False and 0 stay)."""
+    result: dict[str, Any] = {}
+    for key, item in value.items():
+        kept = prune(item) if isinstance(item, dict) else item
+        if isinstance(kept, list):
+            kept = [prune(part) if isinstance(part, dict) else part for part in kept]
+        if kept is None or kept in ("", {}, []):
+            continue
+        result[key] = kept
+    return result
+
+
+def make_key(name: str, namespace: str = "") -> Key:
+    """Make a store key."""
+    return Key(f"{namespace}/{name}" if namespace else name)
+
+
+def split_key(key: Key) -> tuple[str, str]:
+    """Give (namespace, name); the namespace is empty for what has none."""
+    namespace, _, name = key.rpartition("/")
+    return namespace, name
+
+
+def with_condition(conditions: tuple[Condition, ...], new: Condition, now: datetime) -> tuple[Condition, ...]:
+    """Set one condition; its transition time moves only when its status does. Order is by first appearance."""
+    old = next((c for c in conditions if c.type == new.type), None)
+    keep_time = old is not None and old.status == new.status and old.last_transition_time is not None
+    stamped = new.with_(last_transition_time=old.last_transition_time if old is not None and keep_time else now)
+    if old is None:
+        return (*conditions, stamped)
+    return tuple(stamped if c.type == new.type else c for c in conditions)
+
+
+def find_condition(conditions: tuple[Condition, ...], kind: str) -> Condition | None:
+    """Find a condition by its type."""
+    return next((c for c in conditions if c.type == kind), None)
+
+
+def new_metadata(meta: ObjectMeta, *, namespaced: bool, now: datetime, suffix: str = "") -> ObjectMeta:
+    """Fill in what the server fills in at creation: name from generateName, namespace, uid, time.
+
+    Raises:
+        Invalid: The name is missing or not a DNS label.
+    """
+    generated = meta.generate_name[:_GENERATED_FROM] + (suffix or uuid4().hex[:5]) if meta.generate_name else ""
+    name = meta.name or generated
+    if not name:
+        raise Invalid(
+            "metadata.name: a name or a generateName is needed",
+            (("metadata.name", "a name or a generateName is needed"),),
+        )
+    namespace = (meta.namespace or DEFAULT_NAMESPACE) if namespaced else ""
+    for path, value in (("metadata.name", name), ("metadata.namespace", namespace)):
+        if value:
+            try:
+                check_name(value)
+            except ValueError as error:
+                raise Invalid(f"{path}: {error}", ((path, str(error)),)) from error
+    return meta.with_(
+        name=name, namespace=namespace, uid=meta.uid or str(uuid4()), creation_timestamp=now, resource_version=""
+    )
+
+
+_Parsed = TypeVar("_Parsed", bound=BaseModel)
+
+
+def parse(model: type[_Parsed], data: Any) -> _Parsed:
+    """Validate outside data against a model.
+
+    Raises:
+        Invalid: Names each field by its path and says what is wrong with it.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        causes = tuple((_path(e["loc"]), _say(e)) for e in error.errors(include_url=False))
+        raise Invalid("; ".join(f"{path}: {why}" for path, why in causes), causes) from error
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".") or "document"
+
+
+def _say(error: Any) -> str:
+    match error["type"]:
+        case "extra_forbidden":
+            return "unknown field"
+        case "missing":
+            return "is required"
+        case _:
+            message: str = error["msg"].removeprefix("Value error, ")
+            given = error.get("input")
+            shown = "" if isinstance(given, dict | list) or repr(given) in message else f" (given: {given!r})"
+            return message[:1].lower() + message[1:] + shown

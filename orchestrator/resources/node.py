@@ -1,0 +1,127 @@
+"""`Node`: a hypervisor host, in the shape of Kubernetes' own; and what its inventory last said."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from orchestrator.resources.meta import Condition, Model, Resource, Timestamp, find_condition
+
+Count = Annotated[int, Field(ge=0, le=2**40)]
+"""What a node counts. Bounded, as scripts and other nodes' counters go on from it."""
+
+
+class NodeSpec(Model):
+    """What people say of a node."""
+
+    unschedulable: bool = False
+
+
+class Capacity(Model):
+    """What the host has.
+
+    Attributes:
+        cpu: Logical CPUs.
+        memory_mib: Physical memory.
+    """
+
+    cpu: Count = 0
+    memory_mib: Count = 0
+
+
+class HypervisorInfo(Model):
+    """How other hosts reach it, and what it runs."""
+
+    migration_uri: str = ""
+    host_uuid: str = ""
+    cpu_model: str = ""
+    version: str = ""
+    libvirt_version: str = ""
+
+
+class NodeStatus(Model):
+    """What is known of a node."""
+
+    capacity: Capacity = Capacity()
+    hypervisor: HypervisorInfo = HypervisorInfo()
+    conditions: tuple[Condition, ...] = ()
+    boot_id: str = ""
+    generation: str = ""
+
+
+class Node(Resource):
+    """One hypervisor host."""
+
+    kind_name: ClassVar[str] = "Node"
+    group_version: ClassVar[str] = "v1"
+    plural: ClassVar[str] = "nodes"
+    short: ClassVar[str] = "no"
+    namespaced: ClassVar[bool] = False
+
+    api_version: Literal["v1"] = "v1"
+    kind: Literal["Node"] = "Node"
+    spec: NodeSpec = NodeSpec()
+    status: NodeStatus = NodeStatus()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its lease is renewed and its hypervisor answers."""
+        condition = find_condition(self.status.conditions, "Ready")
+        return condition is not None and condition.status == "True"
+
+    @property
+    def is_schedulable(self) -> bool:
+        """Whether VMs may start or land on it. Their number is the herd's cap on migrations."""
+        return self.is_ready and not self.spec.unschedulable
+
+    def with_status(self, **changes: object) -> "Node":
+        """Give a copy with some of its status changed."""
+        return self.with_(status=self.status.with_(**changes))
+
+
+class SeenDomain(Model):
+    """One domain as its host last reported it.
+
+    Attributes:
+        state: A `workers.hypervisor.port.DomainState`.
+        vm: `namespace/name` from the domain's own metadata, empty for what we don't manage.
+        ran: Whether it ran here since it came. So a copy that is gone is told from one that never ran: the first has
+            changed its disk, and the source's older copy must not be resumed.
+        counter: The number of the report.
+    """
+
+    name: str
+    state: str
+    reason: str = ""
+    vm: str = ""
+    incarnation: Count = 0
+    epoch: Count = 0
+    memory_mib: Count = 0
+    vcpus: Count = 0
+    job: bool = False
+    addresses: tuple[str, ...] = ()
+    ran: bool = False
+    counter: int = 0
+
+
+class NodeInventory(Resource):
+    """What a node's hypervisor has, by domain UUID. Internal: written by intake only.
+
+    Attributes:
+        counter: The number of the last report that changed it.
+        full_counter: The node's counter when the last full listing began.
+        listing_order: Id of the order to list everything anew that it has not answered yet.
+    """
+
+    kind_name: ClassVar[str] = "NodeInventory"
+    group_version: ClassVar[str] = "vmherd.dev/v1"
+    plural: ClassVar[str] = "nodeinventories"
+    short: ClassVar[str] = "inventory"
+    namespaced: ClassVar[bool] = False
+
+    api_version: Literal["vmherd.dev/v1"] = "vmherd.dev/v1"
+    kind: Literal["NodeInventory"] = "NodeInventory"
+    domains: dict[str, SeenDomain] = Field(default_factory=dict)
+    counter: int = 0
+    full_counter: int = 0
+    listed_at: Timestamp | None = None
+    listing_order: str = ""

@@ -1,0 +1,141 @@
+"""The herd in memory: a follower's copy turned into the planner's snapshot.
+
+What a snapshot says of a node is kept until something on that node changes, so a grant costs no look at all VMs.
+"""
+
+from collections.abc import Mapping
+
+from orchestrator.planner.snapshot import Limits, NodeState, Snapshot
+from orchestrator.resources import (
+    Key,
+    Node,
+    NodeInventory,
+    VirtualMachine,
+    VirtualMachineOperation,
+)
+from orchestrator.store import Change, Store, keys
+from orchestrator.store.follower import Follower
+
+KINDS = (Node, NodeInventory, VirtualMachine, VirtualMachineOperation)
+
+
+class Herd:
+    """Follows the store; one a process.
+
+    Attributes:
+        follower: The copy.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._active: set[Key] = set()
+        self._states: dict[str, NodeState] = {}
+        self.follower = Follower(store, KINDS, self._note)
+
+    def start(self) -> "Herd":
+        """Load and follow."""
+        self.follower.start()
+        return self
+
+    def stop(self) -> None:
+        """Stop following."""
+        self.follower.stop()
+
+    def active_operations(self) -> list[VirtualMachineOperation]:
+        """Give the operations that are not finished, in the order in which they are served."""
+        with self.follower.lock:
+            documents = self.follower.resources[VirtualMachineOperation.kind_name]
+            found = [documents[key] for key in self._active if key in documents]
+        operations = [r for r in found if isinstance(r, VirtualMachineOperation)]
+        return sorted(operations, key=lambda o: (o.priority, o.created_version))
+
+    def snapshot(self) -> Snapshot:
+        """Give the herd as of now: all that was committed before this call is in it."""
+        self.follower.sync()
+        at = self.store.now()
+        config = self.store.config
+        with self.follower.lock:
+            nodes = self._node_states()
+            pending = tuple(
+                o for o in self.active_operations() if o.status.grant is None and o.metadata.deletion_timestamp is None
+            )
+            wanted = {Key(o.vm_key) for o in pending}
+            vms = {key: vm for key in wanted if (vm := self.follower.get(VirtualMachine, key)) is not None}
+            return Snapshot(
+                now=at,
+                nodes=nodes,
+                vms=vms,
+                pending=pending,
+                migrating=len(self.follower.index.get(keys.SLOTS_CLUSTER, {})),
+                busy=self._busy(vms),
+                memory_overhead_mib=config.memory_overhead_mib,
+                limits=Limits(config.outbound_per_node, config.inbound_per_node),
+            )
+
+    def _node_states(self) -> dict[str, NodeState]:
+        for index in self.follower.touched:
+            self._states.pop(index.rpartition(":")[2], None)
+        self.follower.touched.clear()
+        for node in self.follower.all(Node):
+            if node.name not in self._states:
+                self._states[node.name] = self._node_state(node)
+        return dict(self._states)
+
+    def _node_state(self, node: Node) -> NodeState:
+        memory = cpu = 0
+        for value in self.follower.index.get(keys.claims(node.name), {}).values():
+            parts = (value or "0 0").split()
+            memory, cpu = memory + int(parts[0]), cpu + int(parts[1])
+        capacity = node_capacity(self.store, node)
+        return NodeState(
+            name=node.name,
+            labels=node.metadata.labels,
+            ready=node.is_ready,
+            cordoned=node.spec.unschedulable,
+            memory_mib=capacity[0],
+            cpu_millicores=capacity[1],
+            memory_used_mib=memory,
+            cpu_used_millicores=cpu,
+            outbound=len(self.follower.index.get(keys.slots_outbound(node.name), {})),
+            inbound=len(self.follower.index.get(keys.slots_inbound(node.name), {})),
+            migration_uri=node.status.hypervisor.migration_uri,
+        )
+
+    def _busy(self, vms: Mapping[Key, VirtualMachine]) -> dict[Key, str]:
+        """VMs whose domain is in a migration that no grant of ours began."""
+        busy: dict[Key, str] = {}
+        for key, vm in vms.items():
+            inventory = self.follower.get(NodeInventory, vm.status.node_name) if vm.status.node_name else None
+            seen = inventory.domains.get(vm.metadata.uid) if inventory else None
+            if vm.status.elsewhere:
+                busy[key] = f"it shows on node {vm.status.elsewhere} too"
+            elif seen is not None and seen.job and seen.counter >= vm.status.counter:
+                # An older report is of a migration of ours, whose settlement has read since.
+                busy[key] = f"a migration that vmherd did not begin runs on node {vm.status.node_name}"
+        return busy
+
+    def _note(self, change: Change | None) -> None:
+        with self.follower.lock:
+            if change is None:
+                self._states.clear()
+                documents = self.follower.resources[VirtualMachineOperation.kind_name]
+                self._active = {
+                    key for key, o in documents.items() if isinstance(o, VirtualMachineOperation) and o.is_active
+                }
+            elif isinstance(change.resource, Node):
+                self._states.pop(change.resource.name, None)
+            elif isinstance(change.resource, VirtualMachineOperation):
+                key = change.resource.key
+                present = self.follower.get(VirtualMachineOperation, key)
+                if present is not None and present.is_active:
+                    self._active.add(key)
+                else:
+                    self._active.discard(key)
+
+
+def node_capacity(store: Store, node: Node) -> tuple[int, int]:
+    """Give what VMs may take of a node: MiB of memory, millicores of CPU."""
+    config, capacity = store.config, node.status.capacity
+    memory = max(0, capacity.memory_mib - config.system_reserved_memory_mib)
+    cpu = int(max(0.0, capacity.cpu - config.system_reserved_cpus) * 1000 * config.cpu_ratio)
+    return memory, cpu

@@ -1,0 +1,255 @@
+"""Nodes and their inventories, from what agents report.
+
+`NodeInventory` holds what a host has, managed or not; a VM's status follows from it while no grant is open on the VM
+(`planner.observation`). While one is open, reports are only recorded: the settlement reads for itself.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+
+from orchestrator.errors import Invalid
+from orchestrator.planner.flow import Note
+from orchestrator.planner.observation import ABSENT, Observation, observe
+from orchestrator.resources import (
+    Condition,
+    Key,
+    Node,
+    NodeInventory,
+    ObjectMeta,
+    SeenDomain,
+    VirtualMachine,
+    VirtualMachineOperation,
+    find_condition,
+    new_metadata,
+    with_condition,
+)
+from orchestrator.resources.node import Capacity, HypervisorInfo
+from orchestrator.services.context import Context, add_notes
+from orchestrator.store import Batch, keys
+from orchestrator.store.connection import redis_errors
+from orchestrator.store.node_store import Report
+
+
+def take_listing(ctx: Context, batch: Batch, node: str, report: Report, at: datetime) -> bool:
+    """Take a full listing: what the host is, and every domain it has.
+
+    `began` is the node's counter when the listing began: a domain that is not in it and was last reported at or before
+    that number is gone. So is one that was never reported, of a VM that is on record here.
+
+    Returns:
+        Whether it says anything new. What does not is not committed: a herd at rest wakes no watcher.
+    """
+    body = report.body
+    _take_host(ctx, batch, node, body, at)
+    old = ctx.store.find(NodeInventory, node)
+    before = old.domains if old else {}
+    began = int(body["began"])
+    domains = dict(_seen(item, report.number, before.get(str(item["uuid"]))) for item in body["domains"])
+    newer = {uuid: known for uuid, known in before.items() if known.counter > began}
+    domains |= newer  # reported while the listing was read: the listing is older news of them
+    named = {seen.vm for seen in (*before.values(), *domains.values()) if seen.vm}
+    vms = _load_vms(ctx, named | _on_record(ctx, node))
+    for uuid, known in before.items():
+        if uuid in domains:
+            continue
+        is_held = known.vm in vms and vms[Key(known.vm)].is_held
+        if known.state == ABSENT and is_held:
+            domains[uuid] = known  # its settlement may ask how it went
+        elif known.state != ABSENT and known.vm:
+            domains[uuid] = known.with_(state=ABSENT, reason="", job=False, counter=report.number)
+    unseen = {
+        vm.metadata.uid: SeenDomain(
+            name=vm.domain_name, state=ABSENT, vm=vm.key, incarnation=vm.status.incarnation, counter=report.number
+        )
+        for vm in (loaded.vm for loaded in vms.values())
+        if vm.metadata.uid not in domains and vm.status.node_name == node and vm.status.counter <= began
+    }
+    _apply(batch, node, {**unseen, **domains}, vms, at)
+    is_answer = old is not None and bool(old.listing_order) and body.get("order") == old.listing_order
+    if old is not None and not is_answer and _uncounted(domains) == _uncounted(before):
+        return bool(batch.writes)
+    new = NodeInventory(
+        metadata=old.metadata if old else ObjectMeta(name=node, creation_timestamp=at),
+        domains=domains,
+        counter=report.number,
+        full_counter=began,
+        listed_at=at,
+        listing_order="" if old is None or body.get("order") == old.listing_order else old.listing_order,
+        created_version=old.created_version if old else 0,
+    )
+    if old is None:
+        batch.create(new)
+    else:
+        batch.put(old, new)
+    return True
+
+
+def take_domain(ctx: Context, batch: Batch, node: str, report: Report, at: datetime) -> bool:
+    """Take the report on one domain: a reading, or how it went.
+
+    Returns:
+        Whether it says anything new.
+    """
+    old = ctx.store.find(NodeInventory, node)
+    if old is None:
+        return False  # no listing yet: it will tell
+    body = report.body
+    uuid = str(body["uuid"])
+    known = old.domains.get(uuid)
+    domains = dict(old.domains)
+    if body.get("domain") is None:
+        known = known or _unreported(ctx, uuid)
+        if known is None:
+            return False
+        how = str(body.get("detail", ""))
+        if how == "shutdown":
+            how = f"shutdown/{body.get('reason') or 'guest'}"
+        if body.get("ran"):  # it ran, and is gone since: its stop event, which is to come, tells how it went
+            seen = known.with_(ran=True, counter=report.number)
+        else:
+            ran = known.ran and not how.startswith("migrated")
+            seen = known.with_(state=ABSENT, reason=how, job=False, ran=ran, counter=report.number)
+        if known.state == ABSENT and not how and seen.ran == known.ran:
+            return False  # it is known how it went
+        if seen.vm:
+            domains[uuid] = seen
+        else:
+            del domains[uuid]
+    else:
+        uuid, seen = _seen(body["domain"], report.number, known)
+        if known is not None and known.with_(counter=0) == seen.with_(counter=0):
+            return False  # no commit for the watchers, only the cursor moves
+        domains[uuid] = seen
+    batch.put(old, old.with_(domains=domains, counter=report.number))
+    _apply(batch, node, {uuid: seen}, _load_vms(ctx, {seen.vm} if seen.vm else set()), at)
+    return True
+
+
+def take_loss(ctx: Context, batch: Batch, node: str, message: str, at: datetime) -> None:
+    """The agent lost its hypervisor's daemon. Its guests may well run; nothing may start or land there."""
+    old = ctx.store.find(Node, node)
+    if old is None:
+        return
+    condition = Condition(type="HypervisorAvailable", status="False", reason="ConnectionLost", message=message)
+    put_node(batch, old, old, (condition,), at)
+
+
+def put_node(batch: Batch, old: Node | None, new: Node, changed: tuple[Condition, ...], at: datetime) -> None:
+    """Put a node with changed conditions; Ready is derived from its lease and its hypervisor. Tells when it changes."""
+    conditions = new.status.conditions
+    for condition in changed:
+        conditions = with_condition(conditions, condition, at)
+    ready = _ready(conditions)
+    new = new.with_status(conditions=with_condition(conditions, ready, at))
+    if new == old:
+        return
+    if old is None:
+        batch.create(new)
+    else:
+        batch.put(old, new)
+    if old is None or new.is_ready != old.is_ready:
+        note = Note("NodeReady" if new.is_ready else "NodeNotReady", ready.message, warning=not new.is_ready)
+        add_notes(batch, (new,), (note,), at)
+
+
+def _ready(conditions: tuple[Condition, ...]) -> Condition:
+    lease = find_condition(conditions, "LeaseFresh")
+    hypervisor = find_condition(conditions, "HypervisorAvailable")
+    if lease is not None and lease.status != "True":
+        return Condition(type="Ready", status="Unknown", reason="LeaseExpired", message=lease.message)
+    if hypervisor is None or hypervisor.status != "True":
+        message = f"its hypervisor does not answer: {hypervisor.message if hypervisor else ''}"
+        return Condition(type="Ready", status="False", reason="HypervisorUnavailable", message=message)
+    return Condition(type="Ready", status="True", reason="NodeReady", message="lease renewed, hypervisor answers")
+
+
+def _take_host(ctx: Context, batch: Batch, node: str, body: dict[str, Any], at: datetime) -> None:
+    old = ctx.store.find(Node, node)
+    facts = body["host"]
+    labels = {"kubernetes.io/hostname": node}
+    named = old or Node(metadata=new_metadata(ObjectMeta(name=node, labels=labels), namespaced=False, now=at))
+    new = named.with_status(
+        capacity=Capacity(cpu=facts["cpus"], memory_mib=facts["memory_mib"]),
+        hypervisor=HypervisorInfo(
+            migration_uri=facts["migration_uri"],
+            host_uuid=facts["uuid"],
+            cpu_model=facts["cpu_model"],
+            version=facts["hypervisor_version"],
+            libvirt_version=facts["libvirt_version"],
+        ),
+        boot_id=body.get("boot_id", ""),
+        generation=body.get("generation", ""),
+    )
+    available = Condition(type="HypervisorAvailable", status="True", reason="Connected")
+    fresh = (Condition(type="LeaseFresh", status="True", reason="Registered"),) if old is None else ()
+    put_node(batch, old, new, (available, *fresh), at)
+
+
+def _seen(item: dict[str, Any], number: int, known: SeenDomain | None) -> tuple[str, SeenDomain]:
+    """Read one domain of a report; `known` is what was known of it here before."""
+    try:
+        seen = SeenDomain.model_validate({k: v for k, v in item.items() if k != "uuid"} | {"counter": number})
+    except ValueError as error:
+        raise Invalid(f"report {number}: {error}") from error
+    ran = seen.state == "running" or (known is not None and known.ran and seen.state != "incoming")
+    return str(item["uuid"]), seen.with_(ran=ran)
+
+
+def _unreported(ctx: Context, uuid: str) -> SeenDomain | None:
+    """What can be said of a domain that ended before it was first reported; None when it is not one of ours."""
+    with redis_errors(ctx.store.redis):
+        key = cast("str | None", ctx.store.redis.hget(keys.VM_UIDS, uuid))
+    vm = ctx.store.find(VirtualMachine, key) if key else None
+    if vm is None:
+        return None
+    return SeenDomain(name=vm.domain_name, state="", vm=vm.key, incarnation=vm.status.incarnation)
+
+
+def _uncounted(domains: dict[str, SeenDomain]) -> dict[str, SeenDomain]:
+    return {uuid: seen.with_(counter=0) for uuid, seen in domains.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A VM, and whether a grant is open on it."""
+
+    vm: VirtualMachine
+    is_held: bool
+
+
+def _on_record(ctx: Context, node: str) -> set[str]:
+    """Name the VMs that are on record on a node: each has its claim there."""
+    with redis_errors(ctx.store.redis):
+        claims = cast("list[str]", ctx.store.redis.hkeys(keys.claims(node)))
+    return {claim.removeprefix("vm/") for claim in claims if claim.startswith("vm/")}
+
+
+def _load_vms(ctx: Context, names: set[str]) -> dict[Key, _Loaded]:
+    """Load VMs by name; those that don't exist are left out."""
+    vms = ctx.store.many(VirtualMachine, sorted(names))
+    if not vms:
+        return {}
+    with redis_errors(ctx.store.redis):
+        active = cast("list[str | None]", ctx.store.redis.hmget(keys.ACTIVE_OPERATIONS, list(vms)))
+    operations = ctx.store.many(VirtualMachineOperation, (name for name in active if name))
+    held = {operation.vm_key for operation in operations.values() if operation.status.grant is not None}
+    return {key: _Loaded(vm, key in held) for key, vm in vms.items()}
+
+
+def _apply(batch: Batch, node: str, domains: dict[str, SeenDomain], vms: dict[Key, _Loaded], at: datetime) -> None:
+    """Let the VMs follow what is seen, but for those with an open grant."""
+    for uuid, seen in domains.items():
+        loaded = vms.get(Key(seen.vm)) if seen.vm else None
+        if loaded is None or loaded.vm.metadata.uid != uuid:
+            continue
+        vm = loaded.vm
+        observation = Observation() if loaded.is_held else observe(vm, node, seen, at)
+        if observation.vm is not None:
+            batch.put(vm, observation.vm)
+        else:
+            # A grant that is given or ends meanwhile writes the VM, or checks that it is unchanged: one of both commits
+            # is decided again. Else what is seen here could be overlooked by both.
+            batch.check("unchanged", VirtualMachine.kind_name, vm.key, vm.version)
+        if observation.notes:
+            add_notes(batch, (observation.vm or vm,), observation.notes, at)

@@ -1,0 +1,183 @@
+"""Reconcile: what messages and wake-ups were to bring about, and did not.
+
+It sends again what was granted and never reported, presses questions that were not answered, settles suspect grants,
+stores results, starts VMs that are to run, removes operations whose deletion waited, and wakes `grant` for what is
+pending. Each of these may be done at any time and any number of times.
+"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import partial
+from typing import cast
+
+from orchestrator.errors import Conflict
+from orchestrator.logs import logger
+from orchestrator.queues import lifecycle_queue
+from orchestrator.resources import GrantState, OperationType, RunPolicy, VirtualMachine, VirtualMachineOperation
+from orchestrator.resources.meta import find_condition
+from orchestrator.services import settling
+from orchestrator.services.context import Context, deciding, grant_queue, now, send_grant, send_orders, wake_grant
+from orchestrator.services.herd import Herd
+from orchestrator.services.operations import start_operation
+from orchestrator.services.recovery import recover
+from orchestrator.services.reports import remove_deleted
+from orchestrator.services.results import publish_result
+from orchestrator.store import Batch, Refusal, keys
+from orchestrator.store.connection import redis_errors
+
+log = logger(__name__)
+
+_AT_A_TIME = 1000
+_START_AGAIN_AFTER = timedelta(seconds=10)
+"""After the end of a VM's last start: one that can't start, or crashes at once, is not started all the time."""
+_NOT_BY_HAND = {"Crashed", "StoppedByNode"}
+"""Reasons of the condition Running after which a VM is started again unless it was stopped manually."""
+
+
+def reconcile(ctx: Context, herd: Herd) -> None:
+    """Do one round."""
+    if not recover(ctx):
+        return
+    due = _due(ctx)
+    for key in due[keys.DEADLINES]:
+        _try(partial(_settle_suspect, ctx, key), key)
+    for key in due[keys.AWAITING]:
+        _try(partial(_press, ctx, key), key)
+    herd.follower.sync()
+    active = herd.active_operations()
+    operations = herd.follower.all(VirtualMachineOperation)
+    _start_again(ctx, herd.follower.all(VirtualMachine), operations)
+    for operation in operations:
+        if operation.metadata.deletion_timestamp is not None and operation.status.grant is None:
+            remove_deleted(ctx, operation.key)
+    if any(operation.status.grant is None for operation in active):
+        wake_grant(ctx)
+
+
+def _try(decide: Callable[[], None], key: str) -> None:
+    """Decide on one operation; one that is always changed meanwhile does not hold up the others."""
+    try:
+        deciding(decide)
+    except Conflict as error:
+        log.warning("reconcile lost a race too often", operation=key, error=str(error))
+
+
+def _due(ctx: Context) -> dict[str, list[str]]:
+    with redis_errors(ctx.store.redis):
+        seconds, micros = ctx.store.redis.time()
+        at_ms = seconds * 1000 + micros // 1000
+        pipe = ctx.store.redis.pipeline(transaction=False)
+        for key in (keys.DEADLINES, keys.AWAITING):
+            pipe.zrangebyscore(key, "-inf", at_ms, 0, _AT_A_TIME)
+        found = cast("list[list[str]]", pipe.execute())
+    return dict(zip((keys.DEADLINES, keys.AWAITING), found, strict=True))
+
+
+def _settle_suspect(ctx: Context, key: str) -> None:
+    """An expired grant is suspect, not free: its holder is killed, and both hosts are asked."""
+    operation, batch = _look(ctx, keys.DEADLINES, key)
+    grant = operation.status.grant if operation else None
+    if operation is None or grant is None or grant.state is GrantState.SETTLING:
+        _commit(ctx, batch.effect("ZREM", keys.DEADLINES, key))
+        return
+    if _has_unread(ctx, grant.node):
+        # Intake is slow or away, and what renews the grant may be among them: no holder is killed for that.
+        _commit(ctx, batch.effect("DEADLINE", keys.DEADLINES, key, int(ctx.config.grant_ttl * 1000)))
+        return
+    cause = f"its grant was not renewed for {ctx.config.grant_ttl:g} s"
+    settling.begin(ctx, batch, operation, cause, kill=True)
+    _commit(ctx, batch)
+
+
+def _look(ctx: Context, timers: str, key: str) -> tuple[VirtualMachineOperation | None, Batch]:
+    """Read an operation, and begin a commit that holds only while its timer is over: progress renews it unseen."""
+    operation = ctx.store.find(VirtualMachineOperation, key)
+    return operation, ctx.store.batch().check("due", timers, key)
+
+
+def _commit(ctx: Context, batch: Batch) -> bool:
+    """Commit, unless the timer was set anew meanwhile; tells which.
+
+    Raises:
+        Conflict: Something else changed.
+    """
+    answer = ctx.store.commit(batch)
+    if isinstance(answer, Refusal) and answer.check != "due":
+        raise Conflict(f"{answer.check}: {answer.detail}")
+    return not isinstance(answer, Refusal)
+
+
+def _has_unread(ctx: Context, node: str) -> bool:
+    """Whether there are reports of a node that nobody has taken in."""
+    redis = ctx.store.redis
+    with redis_errors(redis):
+        cursor = cast("str | None", redis.hget(keys.CURSORS, node))
+        return bool(redis.xread({keys.reports(node): cursor or "0-0"}, count=1))
+
+
+def _press(ctx: Context, key: str) -> None:
+    operation, batch = _look(ctx, keys.AWAITING, key)
+    grant = operation.status.grant if operation else None
+    if operation is None or grant is None or grant.state is GrantState.RUNNING:
+        if _commit(ctx, batch.effect("ZREM", keys.AWAITING, key)) and operation is not None:
+            publish_result(ctx, operation)  # once more: who ended it may have died before
+        return
+    if grant.state is GrantState.SETTLING:
+        operation = settling.ask_again(ctx, batch, operation, now())
+        if _commit(ctx, batch) and not any(_is_waiting(ctx, lifecycle_queue(node)) for node in _asked(operation)):
+            send_orders(ctx, operation)
+        return
+    batch.effect("DEADLINE", keys.AWAITING, key, int(ctx.config.resend_after * 1000))
+    if _commit(ctx, batch) and not _is_waiting(ctx, grant_queue(grant)):
+        log.info("sent again", operation=key, node=grant.node, epoch=grant.epoch)
+        send_grant(ctx, operation)
+
+
+def _asked(operation: VirtualMachineOperation) -> list[str]:
+    grant = operation.status.grant
+    return list(grant.settlement.orders) if grant and grant.settlement else []
+
+
+def _is_waiting(ctx: Context, queue: str) -> bool:
+    """Whether a queue has messages that nobody has taken: what is still there was not lost."""
+    with redis_errors(ctx.store.redis):
+        return bool(ctx.store.redis.llen(queue))
+
+
+def _start_again(ctx: Context, vms: list[VirtualMachine], operations: list[VirtualMachineOperation]) -> None:
+    """Start VMs that their policy wants to run; each start is an ordinary operation."""
+    wanted = [vm for vm in vms if _is_to_run(vm)]
+    if not wanted:
+        return
+    at = ctx.store.now()
+    held = {o.vm_key for o in operations if o.is_active or _has_just_started(o, at)}
+    for vm in wanted:
+        if vm.key in held:
+            continue
+        batch = ctx.store.batch().create(start_operation(vm))
+        batch.check("unchanged", VirtualMachine.kind_name, vm.key, vm.version)
+        try:
+            answer = ctx.store.commit(batch)
+        except Conflict:
+            continue
+        if not isinstance(answer, Refusal):
+            log.info("VM is started again", vm=vm.key)
+
+
+def _has_just_started(operation: VirtualMachineOperation, at: datetime) -> bool:
+    finished_at = operation.status.finished_at
+    is_start = operation.spec.type is OperationType.START
+    return is_start and finished_at is not None and at - finished_at < _START_AGAIN_AFTER
+
+
+def _is_to_run(vm: VirtualMachine) -> bool:
+    if vm.status.phase.occupies_node:
+        return False
+    running = find_condition(vm.status.conditions, "Running")
+    match vm.spec.run_policy:
+        case RunPolicy.ALWAYS_ON:
+            return True
+        case RunPolicy.ALWAYS_ON_UNLESS_STOPPED_MANUALLY:
+            return running is None or running.reason in _NOT_BY_HAND
+        case RunPolicy.MANUAL | RunPolicy.ALWAYS_OFF:
+            return False

@@ -1,0 +1,191 @@
+"""What nodes report, taken into the store: each report once, in one commit with the cursor that says so.
+
+Every handler fills a batch and gives what is to be sent after it was committed. A report that refers to a grant counts
+only when its epoch is the open grant's.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, cast
+
+from orchestrator.errors import AlreadyExists, Conflict
+from orchestrator.logs import logger
+from orchestrator.planner.flow import began, progress_percent, progressed
+from orchestrator.resources import (
+    Grant,
+    GrantState,
+    Reading,
+    VirtualMachine,
+    VirtualMachineOperation,
+)
+from orchestrator.services import inventory, settling
+from orchestrator.services.context import (
+    Context,
+    deciding,
+    load_pair,
+    put_timers,
+    put_transition,
+    send_grant,
+    send_orders,
+    wake_grant,
+)
+from orchestrator.services.results import publish_result
+from orchestrator.store import Batch, Refusal, keys
+from orchestrator.store.connection import redis_errors
+from orchestrator.store.node_store import Report
+
+log = logger(__name__)
+
+After = Callable[[], None]
+
+
+def take_report(ctx: Context, node: str, report: Report, cursor: str) -> bool:
+    """Take one report into the store.
+
+    Args:
+        node: Who reports; known from the stream's key, which only that node can write.
+        report: What it says.
+        cursor: The id of the report before it, as it stands in the store (empty for none).
+
+    Returns:
+        False when another intake has taken it already.
+    """
+
+    def decide() -> bool:
+        batch = ctx.store.batch()
+        batch.check("field", keys.CURSORS, node, cursor)
+        batch.effect("HSET", keys.CURSORS, node, f"{report.number}-0")
+        afters = _handle(ctx, batch, node, report, ctx.store.now())
+        try:
+            answer = ctx.store.commit(batch)
+        except AlreadyExists as error:  # created by someone else since: decide again, from what is there now
+            raise Conflict(str(error)) from error
+        if isinstance(answer, Refusal):
+            if answer.check == "field" and _cursor(ctx, node) != cursor:
+                return False
+            raise Conflict(f"{answer.check}: {answer.detail}")
+        for after in afters:
+            after()
+        return True
+
+    return deciding(decide)
+
+
+def _cursor(ctx: Context, node: str) -> str:
+    with redis_errors(ctx.store.redis):
+        return cast("str | None", ctx.store.redis.hget(keys.CURSORS, node)) or ""
+
+
+def _handle(ctx: Context, batch: Batch, node: str, report: Report, at: datetime) -> list[After]:
+    body = report.body
+    match report.kind:
+        case "Began":
+            return _began(ctx, batch, node, body, at)
+        case "Progress":
+            return _progress(ctx, batch, node, body, at)
+        case "Ended":
+            return _ended(ctx, batch, node, body)
+        case "Answer":
+            return _answer(ctx, batch, node, report, at)
+        case "Listing":
+            is_news = inventory.take_listing(ctx, batch, node, report, at)
+            return [lambda: wake_grant(ctx)] if is_news else []
+        case "Domain":
+            is_news = inventory.take_domain(ctx, batch, node, report, at)
+            return [lambda: wake_grant(ctx)] if is_news else []
+        case "HypervisorLost":
+            inventory.take_loss(ctx, batch, node, str(body.get("message", "")), at)
+            return []
+        case _:
+            log.warning("unknown report dropped", node=node, kind=report.kind, number=report.number)
+            return []
+
+
+def _open_grant(
+    ctx: Context, node: str, body: dict[str, Any], *states: GrantState
+) -> tuple[VirtualMachineOperation, VirtualMachine | None, Grant] | None:
+    operation, vm = load_pair(ctx.store, str(body["operation"]))
+    grant = operation.status.grant if operation else None
+    if operation is None or grant is None or grant.node != node or grant.epoch != body["epoch"]:
+        return None
+    return (operation, vm, grant) if grant.state in states else None
+
+
+def _began(ctx: Context, batch: Batch, node: str, body: dict[str, Any], at: datetime) -> list[After]:
+    found = _open_grant(ctx, node, body, GrantState.GRANTED)
+    if found is None:
+        return []
+    operation, vm, _ = found
+    transition = began(operation, vm, at)
+    put_transition(batch, operation, vm, transition, at)
+    put_timers(ctx, batch, transition.operation)
+    return []
+
+
+def _progress(ctx: Context, batch: Batch, node: str, body: dict[str, Any], at: datetime) -> list[After]:
+    found = _open_grant(ctx, node, body, GrantState.RUNNING)
+    if found is None:
+        return []
+    operation, vm, _ = found
+    put_timers(ctx, batch, operation)
+    job = body.get("job")
+    if job:
+        percent = progress_percent(job["processed"], job["remaining"], job["total"], job["iteration"])
+        transition = progressed(operation, percent, _figures(job), at)
+        if transition is not None:
+            put_transition(batch, operation, vm, transition, at)
+    return []
+
+
+def _figures(job: dict[str, int]) -> str:
+    def mib(count: int) -> str:
+        return f"{count / 2**20:.1f}MiB"
+
+    return (
+        f"TimeElapsed={job['elapsed_ms'] / 1000:.1f}s DataProcessed={mib(job['processed'])} "
+        f"DataRemaining={mib(job['remaining'])} DataTotal={mib(job['total'])} Iteration={job['iteration']} "
+        f"AutoConvergeThrottle={job['throttle']}%"
+    )
+
+
+def _ended(ctx: Context, batch: Batch, node: str, body: dict[str, Any]) -> list[After]:
+    found = _open_grant(ctx, node, body, GrantState.GRANTED, GrantState.RUNNING)
+    if found is None:
+        return []
+    message = str(body.get("message", ""))
+    end = str(body["end"])
+    cause = f"its call ended: {end}" + (f" ({message})" if message else "")
+    settling.begin(ctx, batch, found[0], cause, kill=False, end=end, message=message)
+    return []
+
+
+def _answer(ctx: Context, batch: Batch, node: str, report: Report, at: datetime) -> list[After]:
+    order_id = str(report.body["order"])
+    operation, vm = load_pair(ctx.store, order_id.partition("#")[0])
+    if operation is None:
+        return []
+    reading = Reading.model_validate({**report.body["reading"], "counter": report.number})
+    transition = settling.answered(ctx, batch, operation, vm, node, order_id, reading, at)
+    if transition is None:
+        return []
+    new = transition.operation
+    if not transition.ended:
+        return [lambda: send_orders(ctx, new), lambda: send_grant(ctx, new) if _is_granted(new) else None]
+    return [lambda: publish_result(ctx, new), lambda: remove_deleted(ctx, new.key), lambda: wake_grant(ctx)]
+
+
+def _is_granted(operation: VirtualMachineOperation) -> bool:
+    grant = operation.status.grant
+    return grant is not None and grant.state is GrantState.GRANTED
+
+
+def remove_deleted(ctx: Context, key: str) -> None:
+    """Remove an operation whose deletion waited for its end; watchers have seen the end just before."""
+
+    def decide() -> None:
+        operation = ctx.store.find(VirtualMachineOperation, key)
+        if operation is None or operation.metadata.deletion_timestamp is None or operation.status.grant is not None:
+            return
+        ctx.store.must_commit(ctx.store.batch().delete(operation))
+
+    deciding(decide)

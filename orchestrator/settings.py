@@ -1,0 +1,120 @@
+"""Settings, each from the environment (`VMHERD_REDIS_URL`) or its documented default.
+
+One frozen object is read when a process starts. What is per VM or per operation is in resources, not here.
+"""
+
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from orchestrator.errors import Invalid
+
+FIVE_GBIT_IN_MIB_S = 5_000_000_000 // 8 // 2**20
+"""596 MiB/s: 5 Gbit/s rounded down, the platform's promise for one migration."""
+
+_LEAST_GRANT_TTL_S = 3
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """All settings of all processes.
+
+    Attributes:
+        redis_url: Where Redis is: `redis://[user:password@]host:port/db`, `rediss://` or `unix://...?db=0`.
+        node: This node's name; only on nodes.
+        worker_role: `migrate` or `lifecycle`; set by `vmherd run worker`.
+        libvirt_uri: This host's hypervisor; only on nodes.
+        assume_shared_storage: Migrate disks whose file system libvirt does not know as shared; only on nodes. On
+            only where every image lies on storage that all nodes share: on any other, a guest is lost.
+        migration_uri: Where other hosts' daemons reach this one's, for example `qemu+tcp://192.0.2.11/system`; only
+            on nodes. Default: `qemu+tls://<hostname>/system`, libvirt's own secure default.
+        state_dir: Where a node keeps pid files, on a file system that a reboot empties.
+        bandwidth_mib_s: Cap on one migration, MiB/s.
+        inbound_per_node: Migrations that one node receives at a time; 0 means no limit.
+        outbound_per_node: Migrations that one node sends at a time. One, because the node's queue has one worker.
+        cpu_ratio: vCPUs that may be reserved for each of a host's CPUs.
+        system_reserved_cpus: CPUs of each host that VMs don't get.
+        system_reserved_memory_mib: Memory of each host that VMs don't get.
+        memory_overhead_mib: What QEMU takes besides a guest's own memory.
+        lease_ttl: After this long without a renewal a node is not Ready (profile medium, DESIGN.md).
+        heartbeat: How often a node renews its lease.
+        grant_ttl: A grant that was not renewed for this long is suspect, seconds. Progress renews it once a second.
+        resend_after: A granted operation that its node has not reported by then is sent again.
+        ask_again_after: A question that was not answered by then is asked again.
+        unschedulable_after: A person's operation for which no node fits fails after this long.
+        retry_limit: Attempts at one migration before it fails for good.
+        log_format: `console`, `json` or `auto` (console on a terminal).
+        log_level: Of the standard library's names.
+        flower_password: Of user `vmherd` in Flower. Without one Flower doesn't start.
+        flower_password_file: A file that holds it.
+        flower_address: Where Flower listens; loopback, since it speaks plain HTTP.
+        flower_port: Its port.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="VMHERD_", frozen=True, extra="ignore")
+
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    node: str = ""
+    worker_role: str = Field("migrate", pattern="^(migrate|lifecycle)$")
+    libvirt_uri: str = "qemu:///system"
+    assume_shared_storage: bool = False
+    migration_uri: str = ""
+    state_dir: Path = Path("/run/vmherd")
+
+    bandwidth_mib_s: int = Field(FIVE_GBIT_IN_MIB_S, ge=1)
+    inbound_per_node: int = Field(1, ge=0)
+    outbound_per_node: int = Field(1, ge=1, le=1)
+    cpu_ratio: float = Field(4.0, gt=0)
+    system_reserved_cpus: float = Field(0.0, ge=0)
+    system_reserved_memory_mib: int = Field(512, ge=0)
+    memory_overhead_mib: int = Field(64, ge=0)
+
+    lease_ttl: Seconds = 10
+    heartbeat: Seconds = 2
+    grant_ttl: Seconds = 10
+    resend_after: Seconds = 2
+    ask_again_after: Seconds = 2
+    unschedulable_after: Seconds = 300
+    retry_limit: int = Field(5, ge=1)
+
+    log_format: str = Field("auto", pattern="^(auto|console|json)$")
+    log_level: str = "INFO"
+    flower_password: SecretStr = SecretStr("")
+    flower_password_file: Path | None = None
+    flower_address: str = "127.0.0.1"
+    flower_port: int = 5555
+
+    @model_validator(mode="after")
+    def _check_intervals(self) -> Self:
+        if self.heartbeat * 3 > self.lease_ttl:
+            raise ValueError("VMHERD_HEARTBEAT must be at most a third of VMHERD_LEASE_TTL")
+        if self.grant_ttl < _LEAST_GRANT_TTL_S:
+            raise ValueError("VMHERD_GRANT_TTL must be at least 3 seconds: progress renews a grant once a second")
+        return self
+
+    @property
+    def unschedulable_timeout(self) -> timedelta:
+        """`unschedulable_after` as a duration."""
+        return timedelta(seconds=self.unschedulable_after)
+
+
+@cache
+def settings() -> Settings:
+    """Read the settings once for this process.
+
+    Raises:
+        Invalid: A variable has a value that can't be used.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        causes = tuple(
+            ("VMHERD_" + "_".join(str(part) for part in e["loc"]).upper() if e["loc"] else "settings", e["msg"])
+            for e in error.errors()
+        )
+        raise Invalid("settings: " + "; ".join(f"{name}: {why}" for name, why in causes), causes) from error

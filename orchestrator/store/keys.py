@@ -1,0 +1,129 @@
+"""Every key in Redis: its type, its owner and its expiry.
+
+Owner "control" is the control plane; a node may at most read such a key. Owner "node" is one node, and its ACL lets it
+write nothing else (`store.access`). Nothing that a node can write decides about slots, placement or ownership.
+
+Keys with an expiry state it beside their name. Those without are kept for as long as what they describe exists, and
+are removed by the commit that ends it:
+
+| key | type | owner | expiry |
+|---|---|---|---|
+| `version` | string | control | none: the counter of all changes |
+| `epoch` | string | control | none: the counter of all grants |
+| `identity` | hash | control | none: which Redis this is, and whether the herd is in recovery |
+| `resources:<Kind>` | hash key -> document | control | none; an Event is deleted after an hour by housekeeping |
+| `changes` | stream | control | bounded, about 100,000 entries |
+| `request:<id>` | string | control | 10 min: the answer to a commit, given again to a client that retries |
+| `schedulable` | set of nodes | control | none; index of Node |
+| `vm-uids` | hash uid -> VM | control | none; index of VMs: a uid is one domain in the whole herd |
+| `active-operations` | hash VM -> operation | control | none; index, ends with the operation |
+| `claims:<node>` | hash -> "MiB millicores" | control | none; index of VMs; reservations end with their grant |
+| `slots:cluster`, `slots:outbound:<node>`, `slots:inbound:<node>` | set of operations | control | none: a
+  grant that ran out is suspect and keeps its slots until it is settled |
+| `deadlines` | zset operation -> ms | control | none; ends with the grant |
+| `awaiting` | zset operation or order -> ms | control | none; ends with the report |
+| `grants:<node>`, `orders:<node>` | hash | control, readable by the node | none; ends with the grant, the answer |
+| `wake:<node>` | stream | control, readable by the node | bounded, 64 entries: wake-ups carry no truth |
+| `cursors` | hash node -> report id | control | none: how far each node's reports are read |
+| `wanted:<task>` | string | control | 5 s: a wake-up that is on its way |
+| `tick:<name>:<n>` | string | control | 10 periods: this tick was sent |
+| `node:{<n>}:lease` | string | node | 7 days, far beyond any decision made on it |
+| `node:{<n>}:counter`, `node:{<n>}:reports` | string, stream | node | none; the stream is trimmed by intake,
+  and bounded at 10,000 |
+| `node:{<n>}:claim:<epoch>` | string | node | 1 day: this grant was taken by a worker |
+| `node:{<n>}:request:<id>` | string | node | 10 min: this report was written |
+| `celery-task-meta-<id>` | string | Celery | 1 day (`result_expires`) |
+| `control`, `liveness`, `fencing`, `node.<n>.migrate`, `node.<n>.lifecycle` | list | Celery | none: queues of messages,
+  emptied by their workers; ticks expire unread |
+| `_kombu.binding.<queue>`, `_kombu.binding_permanent.<queue>` | set | Celery | none: one of each a queue |
+| `unacked`, `node.<n>.<role>.unacked` | hash | Celery | none: what a worker has taken and not yet acknowledged |
+| `unacked_index`, `node.<n>.<role>.unacked_index` | zset | Celery | none: likewise |
+| `unacked_mutex`, `node.<n>.<role>.unacked_mutex` | string | Celery | 5 min, its own |
+
+The tests read this table: what they find in Redis must stand here.
+"""
+
+VERSION = "version"
+EPOCH = "epoch"
+IDENTITY = "identity"
+CHANGES = "changes"
+CHANGES_MAX = 100_000
+SCHEDULABLE = "schedulable"
+ACTIVE_OPERATIONS = "active-operations"
+VM_UIDS = "vm-uids"
+SLOTS_CLUSTER = "slots:cluster"
+DEADLINES = "deadlines"
+AWAITING = "awaiting"
+CURSORS = "cursors"
+
+REQUEST_TTL_MS = 600_000
+WANTED_TTL_MS = 5_000
+LEASE_KEPT_MS = 7 * 86_400_000
+CLAIM_TTL_MS = 86_400_000
+REPORTS_MAX = 10_000
+WAKE_MAX = 64
+
+
+def resources(kind: str) -> str:
+    """All documents of a kind."""
+    return f"resources:{kind}"
+
+
+def claims(node: str) -> str:
+    """Memory and CPU of a node that are taken or reserved."""
+    return f"claims:{node}"
+
+
+def slots_outbound(node: str) -> str:
+    """Migrations that leave a node."""
+    return f"slots:outbound:{node}"
+
+
+def slots_inbound(node: str) -> str:
+    """Migrations that reach a node."""
+    return f"slots:inbound:{node}"
+
+
+def grants(node: str) -> str:
+    """What the node may do now."""
+    return f"grants:{node}"
+
+
+def orders(node: str) -> str:
+    """What the node is to answer."""
+    return f"orders:{node}"
+
+
+def wake(node: str) -> str:
+    """Wakes the node's processes."""
+    return f"wake:{node}"
+
+
+def wanted(task: str) -> str:
+    """Marks that a wake-up of a task is on its way."""
+    return f"wanted:{task}"
+
+
+def tick(name: str, number: int) -> str:
+    """Marks a beat tick as sent."""
+    return f"tick:{name}:{number}"
+
+
+def node_prefix(node: str) -> str:
+    """All that a node may write. The closing brace keeps `n1` out of `n10`."""
+    return f"node:{{{node}}}:"
+
+
+def lease(node: str) -> str:
+    """The node's lease."""
+    return node_prefix(node) + "lease"
+
+
+def counter(node: str) -> str:
+    """Number of the node's last report."""
+    return node_prefix(node) + "counter"
+
+
+def reports(node: str) -> str:
+    """The node's reports; an entry's id is `<counter>-0`."""
+    return node_prefix(node) + "reports"

@@ -1,0 +1,136 @@
+"""What a node does in Redis, with a node's rights: it reads its grants and orders, and writes its lease and reports.
+
+`access.py` holds the ACL that allows this and nothing else.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, cast
+from uuid import uuid4
+
+import redis
+
+from orchestrator.resources.vmop import NodeGrant, Order
+from orchestrator.settings import settings
+from orchestrator.store import keys
+from orchestrator.store.connection import connect, read_streams, redis_errors, script
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One report of a node.
+
+    Attributes:
+        number: The node's counter.
+        kind: `Began`, `Progress`, `Ended`, `Answer`, `Listing`, `Domain` or `HypervisorLost`.
+        body: What it says; see the handlers in `services.reports`.
+    """
+
+    number: int
+    kind: str
+    body: dict[str, Any]
+
+
+class NodeStore:
+    """One node's view of Redis.
+
+    Args:
+        client: A connection with the node's rights.
+        node: Its name.
+    """
+
+    def __init__(self, client: "redis.Redis", node: str) -> None:
+        self.redis = client
+        self.node = node
+        self._report = script(client, "report")
+        self._claim = script(client, "claim")
+        self._lease = script(client, "lease")
+
+    @classmethod
+    def open(cls) -> "NodeStore":
+        """Open it as the settings say."""
+        return cls(connect(settings().redis_url.get_secret_value()), settings().node)
+
+    def renew_lease(self, lease: dict[str, Any]) -> None:
+        """Renew the lease; Redis stamps it with its own time.
+
+        Args:
+            lease: generation, sequence, ttl_ms and what else the control plane reads of it.
+        """
+        with redis_errors(self.redis):
+            self._lease(keys=[keys.lease(self.node)], args=[json.dumps(lease), keys.LEASE_KEPT_MS])
+
+    def report(self, kind: str, body: dict[str, Any], request_id: str | None = None) -> int:
+        """Append a report and give its number. With the same request id it is written once, however often called."""
+        request = keys.node_prefix(self.node) + "request:" + (request_id or uuid4().hex)
+        with redis_errors(self.redis):
+            number = self._report(
+                keys=[keys.counter(self.node), keys.reports(self.node), request],
+                args=[keys.REPORTS_MAX, "kind", kind, "body", json.dumps(body, separators=(",", ":"))],
+            )
+        return int(cast("int", number))
+
+    def counter(self) -> int:
+        """Read the number of the node's last report."""
+        with redis_errors(self.redis):
+            return int(cast("str | None", self.redis.get(keys.counter(self.node))) or 0)
+
+    def claim(self, operation: str, epoch: int, holder: str) -> NodeGrant | None:
+        """Take a grant: once per epoch, whoever asks; reports `Began` in the same call.
+
+        Returns:
+            The grant, or None when it is not (or no longer) there or was taken before, by whomever.
+        """
+        began = json.dumps({"operation": operation, "epoch": epoch, "holder": holder})
+        with redis_errors(self.redis):
+            grant = self._claim(
+                keys=[
+                    f"{keys.node_prefix(self.node)}claim:{epoch}",
+                    keys.counter(self.node),
+                    keys.reports(self.node),
+                ],
+                args=[keys.grants(self.node), operation, epoch, f"{holder} {uuid4().hex}", keys.REPORTS_MAX, began],
+            )
+        return NodeGrant.model_validate_json(cast("str", grant)) if grant else None
+
+    def claimed_by(self, epoch: int) -> str:
+        """Read which process claimed a grant; empty if none is known."""
+        with redis_errors(self.redis):
+            claim = cast("str | None", self.redis.get(f"{keys.node_prefix(self.node)}claim:{epoch}"))
+        return (claim or "").partition(" ")[0]
+
+    def grant(self, operation: str) -> NodeGrant | None:
+        """Read a grant as it is now."""
+        with redis_errors(self.redis):
+            grant = cast("str | None", self.redis.hget(keys.grants(self.node), operation))
+        return NodeGrant.model_validate_json(grant) if grant else None
+
+    def orders(self) -> dict[str, Order | None]:
+        """Read the orders that wait for an answer, by id; None stands for the order to list everything."""
+        with redis_errors(self.redis):
+            found = cast("dict[str, str]", self.redis.hgetall(keys.orders(self.node)))
+        return {
+            order_id: None if json.loads(body)["kind"] == "list" else Order.model_validate_json(body)
+            for order_id, body in found.items()
+        }
+
+    def order(self, order_id: str) -> Order | None:
+        """Read one order; None when it is answered or withdrawn."""
+        with redis_errors(self.redis):
+            body = cast("str | None", self.redis.hget(keys.orders(self.node), order_id))
+        return Order.model_validate_json(body) if body else None
+
+    def wait_for_wake(self, last_id: str, timeout_s: float) -> str:
+        """Wait until something is new for this node, or the time is over.
+
+        Args:
+            last_id: What the call before gave; `0-0` at first.
+            timeout_s: More than 0.
+
+        Returns:
+            The id to pass to the next call. Whether it was woken does not matter: what is to be done stands elsewhere.
+        """
+        with redis_errors(self.redis):
+            answer = self.redis.xread({keys.wake(self.node): last_id}, block=max(1, int(timeout_s * 1000)))
+        streams = read_streams(answer)
+        return streams[0][1][-1][0] if streams else last_id

@@ -1,0 +1,124 @@
+"""The control plane's Celery tasks: decode, call one service, map the error.
+
+`evict` and `migrate` may be called from anywhere that reaches Redis::
+
+    from orchestrator.tasks import evict
+    evict.delay("linux-vm").get(timeout=600)   # {"phase": "Completed", "node": "h2", ...}
+
+The process-wide objects (store, the herd's copy in memory) are made at the first task, after any fork.
+"""
+
+import threading
+from functools import cache
+from typing import Any
+
+from celery import Task as CeleryTask
+from celery.exceptions import Ignore
+
+from orchestrator.celery_app import CeleryMessenger, app
+from orchestrator.errors import RecoveryMode, StoreUnavailable, VmherdError
+from orchestrator.logs import logger
+from orchestrator.queues import CONTROL, LIVENESS, Task
+from orchestrator.resources import DEFAULT_NAMESPACE, OperationType
+from orchestrator.resources.vmop import CELERY_TASK_ANNOTATION, MigrateTo
+from orchestrator.services.context import Context
+from orchestrator.services.granting import grant_pending
+from orchestrator.services.herd import Herd
+from orchestrator.services.housekeeping import remove_old_events, remove_old_operations
+from orchestrator.services.liveness import Liveness
+from orchestrator.services.operations import create_operation, new_operation
+from orchestrator.services.reconcile import reconcile as reconcile_round
+from orchestrator.store import Store
+
+log = logger(__name__)
+
+
+@cache
+def context() -> Context:
+    """Give this process's store and messenger."""
+    return Context(Store.open(), CeleryMessenger(app))
+
+
+_herd_lock = threading.Lock()
+_herds: list[Herd] = []
+_grant_lock = threading.Lock()
+_liveness: list[Liveness] = []
+
+
+def herd() -> Herd:
+    """Give this process's copy of the herd."""
+    with _herd_lock:
+        if not _herds:
+            _herds.append(Herd(context().store).start())
+        return _herds[0]
+
+
+@app.task(name=Task.GRANT.value, queue=CONTROL)
+def grant() -> int:
+    """Grant what may begin now."""
+    try:
+        with _grant_lock:  # one thread of this process at a time; other processes are held off by the commits
+            return grant_pending(context(), herd())
+    except StoreUnavailable as error:
+        log.warning("grant: no store", error=str(error))
+        return 0
+
+
+@app.task(name=Task.RECONCILE.value, queue=CONTROL)
+def reconcile() -> None:
+    """Send again, ask again, settle what is suspect."""
+    try:
+        reconcile_round(context(), herd())
+    except (StoreUnavailable, RecoveryMode) as error:
+        log.warning("reconcile: no store", error=str(error))
+
+
+@app.task(name=Task.HOUSEKEEPING.value, queue=CONTROL)
+def housekeeping() -> int:
+    """Remove what has had its time."""
+    try:
+        return remove_old_events(context()) + remove_old_operations(context())
+    except StoreUnavailable as error:
+        log.warning("housekeeping: no store", error=str(error))
+        return 0
+
+
+@app.task(name=Task.LIVENESS.value, queue=LIVENESS)
+def liveness() -> None:
+    """Read the leases."""
+    try:
+        with _herd_lock:
+            first = not _liveness
+        if first:
+            _liveness.append(Liveness(context(), herd()))
+        _liveness[0].scan()
+    except StoreUnavailable as error:
+        log.warning("liveness: no store", error=str(error))
+
+
+def _enqueue(task: "CeleryTask[Any, Any]", vm: str, kind: OperationType, namespace: str, to: MigrateTo | None) -> None:
+    annotations = {CELERY_TASK_ANNOTATION: task.request.id or ""}
+    try:
+        create_operation(context(), new_operation(vm, kind, namespace, to, annotations))
+    except VmherdError as error:
+        raise RuntimeError(str(error)) from None  # the caller of .get() sees one line, not our types
+    raise Ignore  # the result is stored when the operation ends
+
+
+@app.task(name=Task.EVICT.value, queue=CONTROL, bind=True, ignore_result=False)
+def evict(self: "CeleryTask[Any, Any]", vm: str, namespace: str = DEFAULT_NAMESPACE) -> None:
+    """Move a VM off its node; `.get()` gives the outcome when it has ended."""
+    _enqueue(self, vm, OperationType.EVICT, namespace, None)
+
+
+@app.task(name=Task.MIGRATE.value, queue=CONTROL, bind=True, ignore_result=False)
+def migrate(
+    self: "CeleryTask[Any, Any]",
+    vm: str,
+    node: str = "",
+    namespace: str = DEFAULT_NAMESPACE,
+    node_selector: dict[str, str] | None = None,
+) -> None:
+    """Move a VM to a node, or to one with these labels; `.get()` gives the outcome when it has ended."""
+    to = MigrateTo(node_name=node, node_selector=node_selector or {})
+    _enqueue(self, vm, OperationType.MIGRATE, namespace, to)

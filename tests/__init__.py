@@ -1,0 +1,1 @@
+"""vmherd's tests, from fast (`unit`) to real (`lab`)."""

@@ -1,0 +1,73 @@
+"""Fixtures of the lab tests: one lab and herd for a module, clean before and after each test.
+
+A test that hurts the herd gets it back as it was: killed processes come back by themselves, and what a test changed in
+hosts and links it puts right in a `finally` of its own.
+"""
+
+import re
+import shutil
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab.herd import LabHerd
+from tests.lab.lab import Lab, require_lab
+from tests.waiting import wait_until
+
+HERD_ENV = {
+    # Short times make the faults' tests short. The relations between them are those of the defaults.
+    "VMHERD_GRANT_TTL": "5",
+    "VMHERD_LEASE_TTL": "6",
+    "VMHERD_HEARTBEAT": "1",
+    "VMHERD_SYSTEM_RESERVED_MEMORY_MIB": "512",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder is a lab test."""
+    for item in items:
+        if "/tests/lab/" in str(item.path):
+            item.add_marker(pytest.mark.lab)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Keep the processes' logs of a failed test: the lab's own folder goes with the lab."""
+    report = yield
+    lab = getattr(item, "funcargs", {}).get("lab")
+    if report.failed and isinstance(lab, Lab) and (lab.directory / "logs").exists():
+        kept = Path(item.config.rootpath) / ".lab" / "failed" / re.sub(r"[^\w.-]+", "-", item.nodeid)
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(lab.directory / "logs", kept)
+        for log in lab.directory.glob("*/var/log/libvirt/qemu/*.log"):
+            shutil.copy(log, kept / f"{log.relative_to(lab.directory).parts[0]}-qemu-{log.name}")
+        report.sections.append(("logs of the processes", str(kept)))
+    return report
+
+
+@pytest.fixture(scope="module")
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Three hosts, for one module."""
+    require_lab()
+    with Lab(hosts=3, name=request.module.__name__.rpartition("_")[2][:10]) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def module_herd(lab: Lab, request: pytest.FixtureRequest) -> Iterator[LabHerd]:
+    """The product on the module's lab, with the module's `SETTINGS`."""
+    with LabHerd(lab, env={**HERD_ENV, **getattr(request.module, "SETTINGS", {})}) as herd:
+        yield herd
+
+
+@pytest.fixture
+def herd(module_herd: LabHerd) -> Iterator[LabHerd]:
+    """The module's herd; after the test nothing of an operation may be left, and the guests are removed."""
+    module_herd.wait_ready([host.name for host in module_herd.lab.hosts])
+    yield module_herd
+    try:
+        wait_until(lambda: not module_herd.leftovers(), 30, lambda: f"no leftovers: {module_herd.leftovers()}")
+    finally:
+        module_herd.clear()

@@ -1,0 +1,284 @@
+"""The product on the lab: every process of vmherd, each supervised as systemd would, over real hosts and guests.
+
+with Lab(hosts=3) as lab, LabHerd(lab) as herd:
+    vm = herd.start_guest(lab.guest("linux-vm", address="192.0.2.101"))
+    herd.cluster.evict("linux-vm").wait(timeout=60)
+"""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import libvirt
+
+from orchestrator import Cluster
+from orchestrator.errors import NotFound, Refused
+from orchestrator.resources import Resource, VirtualMachine, VirtualMachineOperation
+from orchestrator.services import operations
+from orchestrator.store import access, keys
+from orchestrator.store.connection import connect
+from tests.lab.guest import Guest
+from tests.lab.lab import Lab
+from tests.lab.namespaces import REPOSITORY
+from tests.lab.supervised import Supervised
+from tests.waiting import wait_until
+
+# The hosts see one file system, which libvirt can't know.
+_STORAGE = {"VMHERD_ASSUME_SHARED_STORAGE": "true"}
+
+R = TypeVar("R", bound=Resource)
+
+NODE_PROCESSES = {
+    "agent": ["run", "agent"],
+    "migrate": ["run", "worker", "migrate"],
+    "lifecycle": ["run", "worker", "lifecycle"],
+}
+CONTROL_PROCESSES = {
+    "control": ["run", "control"],
+    "liveness": ["run", "liveness"],
+    "intake": ["run", "intake"],
+    "beat-1": ["run", "beat"],
+    "beat-2": ["run", "beat"],
+}
+
+
+class LabHerd:
+    """A herd on a lab.
+
+    Args:
+        lab: Up.
+        source: The tree whose code runs; a test may give a copy that it broke.
+        env: Settings for every process, for example `VMHERD_BANDWIDTH_MIB_S`.
+        entry: By process name, what is run in place of `-m orchestrator.cli`; for faults inside a process.
+
+    Attributes:
+        redis: The lab's Redis.
+        cluster: Made as a person's program would, from outside of the namespaces.
+        processes: By `name` of the control plane, `host/name` of nodes.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        *,
+        source: Path = REPOSITORY,
+        env: Mapping[str, str] | None = None,
+        entry: Mapping[str, list[str]] | None = None,
+    ) -> None:
+        self.lab = lab
+        self._source = source
+        self._env = dict(env or {})
+        self._entry = dict(entry or {})
+        self.redis = lab.start_redis()
+        self.cluster = Cluster(self.redis.url)
+        self.processes: dict[str, Supervised] = {}
+        self._passwords: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        self.up()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.down()
+
+    def up(self, timeout: float = 60.0) -> None:
+        """Start everything, and wait until each node is Ready and each worker listens."""
+        for name in CONTROL_PROCESSES:
+            self.start_control(name)
+        for host in self.lab.hosts:
+            for name in NODE_PROCESSES:
+                self.start_node(host.name, name)
+        self.wait_ready([host.name for host in self.lab.hosts], timeout)
+
+    def wait_ready(self, nodes: list[str], timeout: float = 60.0) -> None:
+        """Wait until these nodes are Ready, their workers run, and the herd is not in recovery."""
+
+        def ready() -> bool:
+            known = {node.name: node for node in self.cluster.nodes()}
+            state = self.cluster.store.redis.hget(keys.IDENTITY, "state")
+            return state == "normal" and all(name in known and known[name].is_ready for name in nodes)
+
+        wait_until(ready, timeout, f"nodes {nodes} Ready")
+
+    def down(self) -> None:
+        """Stop every process, all at once."""
+        for process in self.processes.values():
+            process.hold()
+        for process in self.processes.values():
+            process.kill()
+        for process in self.processes.values():
+            process.stop()
+        self.processes.clear()
+        self.cluster.close()
+        self.redis.stop()
+
+    def start_control(self, name: str, entry: list[str] | None = None) -> Supervised:
+        """Start one process of the control plane."""
+        arguments = CONTROL_PROCESSES[name]
+        env = self.environment(VMHERD_REDIS_URL=self.redis.url_for_hosts)
+        argv = self._argv(name, arguments, entry)
+        self.processes[name] = self.lab.supervise(
+            lambda: self.lab.control.popen(argv, env=env, log=name, cwd=self._source), name
+        )
+        return self.processes[name]
+
+    def start_node(self, host_name: str, name: str, entry: list[str] | None = None) -> Supervised:
+        """Start one process of a node, inside its host and with the node's own Redis user."""
+        host = self.lab.host(host_name)
+        if host_name not in self._passwords:
+            client = connect(self.redis.url)
+            self._passwords[host_name] = access.enroll(client, host_name)
+            client.close()
+        base = self.redis.url_for_hosts.partition("@")[2]
+        env = self.environment(
+            VMHERD_REDIS_URL=f"redis://{access.user_name(host_name)}:{self._passwords[host_name]}@{base}",
+            VMHERD_NODE=host_name,
+            VMHERD_MIGRATION_URI=host.migration_uri,
+        )
+        key = f"{host_name}/{name}"
+        argv = self._argv(key, NODE_PROCESSES[name], entry)
+        self.processes[key] = self.lab.supervise(
+            lambda: host.popen(argv, env=env, log=f"{host_name}-{name}", cwd=self._source), key
+        )
+        return self.processes[key]
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """The environment of a process; from the source tree under test, whatever is installed."""
+        return {"PYTHONPATH": str(self._source), "VMHERD_LOG_FORMAT": "json", **_STORAGE, **self._env, **more}
+
+    def vmherd(self, *arguments: str, stdin: str | None = None, check: bool = True, timeout: float = 60.0) -> str:
+        """Run the CLI from outside of the namespaces, as a person would; its standard output."""
+        return self.lab.control.run(
+            [sys.executable, "-m", "orchestrator.cli", *arguments],
+            env=self.environment(VMHERD_REDIS_URL=self.redis.url_for_hosts),
+            stdin=stdin,
+            check=check,
+            timeout=timeout,
+            cwd=self._source,
+        ).stdout
+
+    def manifest(self, guest: Guest, *, node: str = "", cores: int = 1) -> dict[str, Any]:
+        """The VirtualMachine of a guest; with a node, it may run there only until `free` is called on it."""
+        spec: dict[str, Any] = {
+            "memory": {"size": f"{guest.memory_mib}Mi"},
+            "cpu": {"cores": cores},
+            "domainTemplate": guest.xml,
+            "ipAddress": guest.address,
+        }
+        if node:
+            spec["nodeSelector"] = {"kubernetes.io/hostname": node}
+        return {
+            "apiVersion": "virtualization.deckhouse.io/v1alpha2",
+            "kind": "VirtualMachine",
+            "metadata": {"name": guest.name, "uid": guest.uuid},
+            "spec": spec,
+        }
+
+    def start_guests(self, *guests: tuple[Guest, str], up: bool = True, timeout: float = 90.0) -> None:
+        """Create guests, each on a node of its own choice, and wait until they run (and answer)."""
+        for guest, node in guests:
+            self.cluster.create(self.manifest(guest, node=node))
+        for guest, node in guests:
+            self.wait_vm(
+                guest.name,
+                lambda vm, node=node: (
+                    vm.status.phase == "Running"  # type: ignore[misc]
+                    and (not node or vm.status.node_name == node)
+                ),
+                timeout,
+            )
+            self._free(guest.name)
+        if up:
+            for guest, _ in guests:
+                guest.wait_up(timeout)
+
+    def _free(self, name: str) -> None:
+        """Take the nodeSelector off a VM, which held it on its first node."""
+        vm = self.cluster.vm(name)
+        if vm.spec.node_selector:
+            store = self.cluster.store
+            store.must_commit(store.batch().put(vm, vm.with_(spec=vm.spec.with_(node_selector={}))))
+
+    def wait_vm(self, name: str, predicate: Callable[[VirtualMachine], bool], timeout: float = 60.0) -> VirtualMachine:
+        """Wait until a VM is as wanted."""
+        return self._wait(self.cluster.vm(name), predicate, timeout)
+
+    def wait_operation(
+        self, name: str, predicate: Callable[[VirtualMachineOperation], bool], timeout: float = 60.0
+    ) -> VirtualMachineOperation:
+        """Wait until an operation is as wanted."""
+        return self._wait(self.cluster.operation(name).resource, predicate, timeout)
+
+    def _wait(self, resource: R, predicate: Callable[[R], bool], timeout: float) -> R:
+        deadline = time.monotonic() + timeout
+        last = None
+        for current in self.cluster.follow(resource, deadline):
+            if current is None:
+                break
+            last = current
+            if predicate(current):
+                return current
+        shown = last.manifest().get("status") if last is not None else "gone"
+        raise AssertionError(f"{resource.kind_name} {resource.key}: not as wanted in {timeout} s; last: {shown}")
+
+    def clear(self) -> None:
+        """Remove all guests, VMs and operations, so that the next test begins with an empty herd."""
+        for host in self.lab.hosts:
+            host.heal_link()
+            host.unshape()
+            if not host.libvirtd_answers():
+                host.start_libvirtd()
+        domains = [domain for host in self.lab.hosts for domain in host.connect().listAllDomains()]
+        with ThreadPoolExecutor(max_workers=8) as pool:  # each takes more than a second
+            list(pool.map(_remove, domains))
+        for node in self.cluster.nodes():
+            self.cluster.uncordon(node.name)
+
+        def is_empty() -> bool:
+            store = self.cluster.store
+            for operation in store.all(VirtualMachineOperation):
+                with contextlib.suppress(NotFound):
+                    operations.delete_operation(self.cluster.context, operation.key)
+            for vm in store.all(VirtualMachine):
+                with contextlib.suppress(Refused, NotFound):
+                    operations.delete_vm(self.cluster.context, vm.key)
+            return not store.all(VirtualMachine) and not store.all(VirtualMachineOperation)
+
+        wait_until(is_empty, 60, "the herd is empty", interval=0.3)
+
+    def leftovers(self) -> dict[str, Any]:
+        """Everything that a finished operation must not leave: slots, reservations, grants, orders, timers."""
+        redis = self.cluster.store.redis
+        found: dict[str, Any] = {}
+        for pattern in ("slots:*", "grants:*", "orders:*"):
+            for key in redis.scan_iter(pattern):
+                found[key] = redis.smembers(key) if redis.type(key) == "set" else redis.hgetall(key)
+        for key in (keys.DEADLINES, keys.AWAITING):
+            if redis.zcard(key):
+                found[key] = redis.zrange(key, 0, -1)
+        for key in redis.scan_iter("claims:*"):
+            reserved = [m for m in redis.hkeys(key) if str(m).startswith("operation/")]
+            if reserved:
+                found[key] = reserved
+        return found
+
+    def _argv(self, name: str, arguments: list[str], entry: list[str] | None) -> list[str]:
+        head = entry or self._entry.get(name) or ["-m", "orchestrator.cli"]
+        return [sys.executable, *head, *arguments]
+
+
+def _remove(domain: Any) -> None:
+    for undo in (domain.destroy, domain.undefine):
+        with contextlib.suppress(libvirt.libvirtError):  # it is not active, or has no definition
+            undo()
+
+
+def in_ci() -> bool:
+    """Whether this runs in CI."""
+    return bool(os.environ.get("CI"))

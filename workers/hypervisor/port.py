@@ -1,0 +1,305 @@
+"""What vmherd asks of a hypervisor host.
+
+Two rules hold for every driver. A *reading* (`domain`, `domains`, `job`) is taken from the hypervisor after the call
+arrived and is never served from a copy, since settling an operation rests on it. A call whose effect is not known
+raises `OutcomeUnknown` (or, from `migrate`, returns `MigrationEnd.UNKNOWN`) and never pretends to have failed.
+
+All calls may be made from several threads at once. `migrate` and `destroy` block for long; the others answer within
+seconds, also while a migration runs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from orchestrator.errors import HypervisorError
+
+
+class DomainExists(HypervisorError):
+    """`start` was refused as the host has a domain of that UUID already, which may well run.
+
+    Told apart from other refusals, since this one never means that the VM may be started on another node.
+    """
+
+    reason = "AlreadyExists"
+
+
+class DomainState(StrEnum):
+    """What a domain does on this host, as far as vmherd's decisions need it told apart."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    """Paused by a person, by an I/O error, or by the guest's own watchdog: it exists and may be resumed."""
+    INCOMING = "incoming"
+    """The receiving side of a live migration that has not switched over; libvirt shows it as paused."""
+    PAUSED_MIGRATED = "paused-migrated"
+    """The source's copy after switch-over (libvirt: PAUSED/MIGRATION). It must not be resumed unless the
+    target's copy is known to be gone."""
+    POSTCOPY = "postcopy"
+    """Either side of a migration in post-copy."""
+    POSTCOPY_FAILED = "postcopy-failed"
+    SHUTDOWN = "shutdown"
+    """On its way down; still there."""
+    CRASHED = "crashed"
+    """The process is there, the guest is not (on_crash=preserve)."""
+    SHUTOFF = "shutoff"
+    """Defined, not running. vmherd's own domains are transient and never show this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """What vmherd writes into a domain's metadata: whose it is.
+
+    Attributes:
+        project: The namespace of the VirtualMachine.
+        name: The name of the VirtualMachine.
+        incarnation: The VM's start counter at the start that made this domain, >= 1.
+        epoch: The epoch of the grant under which it was started, >= 1.
+    """
+
+    project: str
+    name: str
+    incarnation: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A running live migration's figures, as its source host sees them.
+
+    Attributes:
+        outgoing: False on the receiving side.
+        elapsed_ms: Since the job began.
+        total_bytes, processed_bytes, remaining_bytes: Of memory and disks together.
+        memory_bps: Bytes per second sent over the last interval.
+        dirty_pages_per_s: Unique pages an iteration; **not** the guest's dirty rate (libvirt.md, section 7).
+        iteration: Passes over memory so far.
+        throttle_percent: Auto-converge's throttle, 0 when off.
+    """
+
+    outgoing: bool = True
+    elapsed_ms: int = 0
+    total_bytes: int = 0
+    processed_bytes: int = 0
+    remaining_bytes: int = 0
+    memory_bps: int = 0
+    dirty_pages_per_s: int = 0
+    iteration: int = 0
+    throttle_percent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """One reading of one domain on one host.
+
+    Attributes:
+        uuid: Lower-case, with dashes.
+        name: The hypervisor's name for it.
+        state: See `DomainState`.
+        reason: The hypervisor's own word for why it is in that state, lower-case (`booted`, `migrated`, `destroyed`).
+        marker: None for a domain that vmherd does not manage.
+        memory_mib: What it may take of the host at most, overhead not counted.
+        vcpus: >= 1.
+        persistent: Whether the host would still know it after a reboot.
+        job: The migration job that is active on it here, or None.
+        has_job: Whether any job is active, also where its figures can't be read.
+    """
+
+    uuid: str
+    name: str
+    state: DomainState
+    reason: str
+    marker: Marker | None
+    memory_mib: int
+    vcpus: int
+    persistent: bool = False
+    job: Job | None = None
+    has_job: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What a host is.
+
+    Attributes:
+        hostname: As the hypervisor tells it.
+        uuid: The host's own, unique in the herd (libvirt refuses to migrate between equal ones).
+        cpus: Logical CPUs online.
+        memory_mib: Physical memory (from getMemoryStats: getInfo is wrong with hot-added memory).
+        cpu_model: libvirt's name of the host's CPU model.
+        hypervisor_version: For example `QEMU 7.2.22`.
+        libvirt_version: For example `9.0.0`.
+    """
+
+    hostname: str
+    uuid: str
+    cpus: int
+    memory_mib: int
+    cpu_model: str
+    hypervisor_version: str
+    libvirt_version: str
+
+
+class MigrationEnd(StrEnum):
+    """How the migration call ended. None of these says where the guest runs: that is read from both hosts."""
+
+    SUCCEEDED = "succeeded"
+    ABORTED = "aborted"
+    FAILED = "failed"
+    """Also an abort that was asked for through another driver: libvirt may tell it as a failure."""
+    NOT_STARTED = "not-started"
+    """Refused before anything was done (target not reachable, another job active, guest not migratable)."""
+    UNKNOWN = "unknown"
+    """The connection to one of the two daemons was lost in the middle."""
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationResult:
+    """What the migration call returned.
+
+    Attributes:
+        end: See `MigrationEnd`.
+        message: The hypervisor's own words; empty on success.
+    """
+
+    end: MigrationEnd
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationRequest:
+    """One live migration to be run.
+
+    Attributes:
+        uuid: The domain.
+        target_uri: Where the source's daemon connects to, for example `qemu+tcp://192.0.2.12/system`.
+        bandwidth_mib_s: Cap on pre-copy (and, were it used, post-copy), >= 1.
+        auto_converge: Throttle the guest's CPU when it dirties memory faster than the link carries it away.
+    """
+
+    uuid: str
+    target_uri: str
+    bandwidth_mib_s: int
+    auto_converge: bool = False
+
+
+class EventKind(StrEnum):
+    """What a `DomainEvent` tells."""
+
+    STARTED = "started"
+    SUSPENDED = "suspended"
+    RESUMED = "resumed"
+    STOPPED = "stopped"
+    REBOOTED = "rebooted"
+    CHANGED = "changed"
+    """Anything else that may have changed the domain (defined, undefined, agent, metadata)."""
+    RESYNC = "resync"
+    """The connection was lost and is back: events in between are lost, so everything has to be listed anew."""
+    LOST = "lost"
+    """The connection to the daemon is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class DomainEvent:
+    """Something happened to a domain.
+
+    Attributes:
+        kind: See `EventKind`.
+        uuid: Empty for RESYNC and LOST.
+        detail: The hypervisor's detail, lower-case: for STOPPED one of `shutdown` (the guest powered off, or QEMU got
+            SIGTERM: see `reason`), `destroyed`, `crashed`, `migrated`, `failed`, `saved`.
+        reason: For STOPPED/shutdown: `guest` or `host`, as the SHUTDOWN event before it told, else empty.
+    """
+
+    kind: EventKind
+    uuid: str = ""
+    detail: str = ""
+    reason: str = ""
+
+
+class Hypervisor(Protocol):
+    """One host's hypervisor. See the module's docstring for the rules that hold for every driver.
+
+    Raises (every method):
+        HypervisorUnavailable: The daemon does not answer.
+    """
+
+    def host(self) -> Host:
+        """Read what the host is."""
+        ...
+
+    def domains(self) -> list[Domain]:
+        """Read all domains, active and inactive, ordered by name. 200 domains take well under a second."""
+        ...
+
+    def domain(self, uuid: str) -> Domain | None:
+        """Read one domain; None when the host does not have it."""
+        ...
+
+    def start(self, domain_xml: str, marker: Marker) -> Domain:
+        """Start a transient domain from `domain_xml` with `marker` written into its metadata.
+
+        Raises:
+            DomainExists: It was not started by this call: a domain of that UUID was there before. Also for a moment
+                after its process died.
+            HypervisorError: It was not started; no such domain is left.
+            OutcomeUnknown: It may have been started.
+        """
+        ...
+
+    def destroy(self, uuid: str) -> None:
+        """Stop a domain at once, as by pulling the plug; a domain that is not there is no error.
+
+        A persistent one stays defined. Returns once the process is gone.
+        """
+        ...
+
+    def resume(self, uuid: str) -> None:
+        """Let a paused domain run.
+
+        Raises:
+            HypervisorError: Refused (a lock is held elsewhere, no such domain).
+        """
+        ...
+
+    def migrate(self, request: MigrationRequest) -> MigrationResult:
+        """Live-migrate a domain peer-to-peer; blocks until the call ends. Never raises for what went wrong with it.
+
+        The domain arrives transient and leaves no definition here.
+        """
+        ...
+
+    def job(self, uuid: str) -> Job | None:
+        """Read the job active on a domain of this host, or None."""
+        ...
+
+    def abort(self, uuid: str) -> bool:
+        """Ask that the active migration be aborted.
+
+        Returns:
+            Whether the request was accepted. True does **not** mean that it will be aborted: asked at the moment of
+            switch-over, the migration still succeeds. Only the end of `migrate` and a reading of both sides tell.
+        """
+        ...
+
+    def completed_job(self, uuid: str) -> dict[str, int]:
+        """Read, on the target, the figures of the last completed migration (downtime, time, bytes), without consuming
+        them; empty when there are none. Keys: `downtime_ms`, `elapsed_ms`, `total_bytes`, `processed_bytes`.
+        """  # noqa: D205
+        ...
+
+    def addresses(self, uuid: str) -> list[str]:
+        """IP addresses of a running guest from its agent, a DHCP lease or ARP, in that order; empty if not known."""
+        ...
+
+    def watch(self, callback: Callable[[DomainEvent], None]) -> None:
+        """Call `callback` for every event from now on, from a thread of the driver's; one watcher a driver.
+
+        Survives the daemon's restart: LOST is told at once, RESYNC when the connection is back.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+        ...

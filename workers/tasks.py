@@ -1,0 +1,87 @@
+"""A node's Celery tasks. The worker's role (`migrate` or `lifecycle`) says which queue it consumes.
+
+Connections to libvirt and Redis are made when the worker is up, never at import. Nothing here decides: each task looks
+at the grant or order that its message names, in Redis, and acts only on what it finds there.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from celery.signals import setup_logging, worker_init
+
+from orchestrator import logs
+from orchestrator.celery_app import declare, make_app
+from orchestrator.errors import HypervisorUnavailable, StoreUnavailable, VmherdError
+from orchestrator.logs import logger
+from orchestrator.queues import Task, lifecycle_queue, migrate_queue
+from orchestrator.settings import settings
+from orchestrator.store.node_store import NodeStore
+from workers import holder as holders
+from workers.hypervisor.libvirt_driver import LibvirtHypervisor
+from workers.hypervisor.port import Hypervisor
+from workers.lifecycle import run_repair, run_start
+from workers.migration import run_migration
+
+log = logger(__name__)
+
+ROLE = settings().worker_role
+app = make_app("vmherd-node", node=settings().node, role=ROLE)
+declare(app, migrate_queue(settings().node) if ROLE == "migrate" else lifecycle_queue(settings().node))
+
+_holder: list[str] = []
+
+
+@setup_logging.connect
+def _configure(**_: Any) -> None:
+    logs.configure(ROLE)
+
+
+@cache
+def store() -> NodeStore:
+    """Give this process's view of Redis."""
+    return NodeStore.open()
+
+
+@cache
+def hypervisor() -> Hypervisor:
+    """Give this process's hypervisor."""
+    return LibvirtHypervisor(settings().libvirt_uri, allow_unsafe=settings().assume_shared_storage)
+
+
+@worker_init.connect
+def _become_holder(**_: Any) -> None:
+    try:
+        _holder.append(holders.hold(ROLE))
+    except VmherdError as error:
+        raise SystemExit(f"vmherd: {error}") from None
+
+
+@app.task(name=Task.NODE_MIGRATE.value)
+def migrate(vm: str, operation: str, epoch: int) -> str:
+    """Run one live migration."""
+    del vm  # for people who read Flower's list
+    return _mapped(lambda: run_migration(store(), hypervisor(), _holder[0], operation, epoch))
+
+
+@app.task(name=Task.NODE_START.value)
+def start(vm: str, operation: str, epoch: int) -> str:
+    """Start one VM."""
+    del vm
+    return _mapped(lambda: run_start(store(), hypervisor(), _holder[0], operation, epoch))
+
+
+@app.task(name=Task.NODE_SETTLE.value)
+def settle(vm: str, order: str, kind: str) -> str:
+    """Carry out one repair of a settlement."""
+    del vm, kind
+    return _mapped(lambda: run_repair(store(), hypervisor(), order))
+
+
+def _mapped(run: Callable[[], str]) -> str:
+    """Run a service; what may pass by itself is logged and left to reconcile, which sends the message again."""
+    try:
+        return run()
+    except (StoreUnavailable, HypervisorUnavailable) as error:
+        log.warning("task left to reconcile", error=str(error))
+        return f"left to reconcile: {error}"
