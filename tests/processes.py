@@ -11,6 +11,17 @@ from tests.requirements import need_program
 REPOSITORY = Path(__file__).parents[1]
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process runs no more; one that ended and was reaped by nobody yet (a zombie) has ended.
+
+    Orphans become children of a test run that owns a lab (`tests.lab.reaper`), which reaps QEMUs only.
+    """
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 class Processes:
     """Starts processes and stops them all at the end; a context manager.
 

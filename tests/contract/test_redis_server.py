@@ -7,6 +7,7 @@ from pathlib import Path
 
 import redis
 
+from tests.processes import has_ended
 from tests.redis_server import RedisServer
 from tests.waiting import wait_until
 
@@ -49,4 +50,4 @@ input()
         pid = int(parent.stdout.readline())
         os.kill(pid, 0)
         parent.kill()
-    wait_until(lambda: not Path(f"/proc/{pid}").exists(), 10, f"redis-server {pid} has ended")
+    wait_until(lambda: has_ended(pid), 10, f"redis-server {pid} has ended")
