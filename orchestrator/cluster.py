@@ -16,19 +16,23 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from orchestrator.celery_app import CeleryMessenger, make_app
-from orchestrator.errors import NotFound, VersionExpired, WaitTimeout
+from orchestrator.errors import NotFound, Refused, VersionExpired, WaitTimeout
+from orchestrator.planner.adoption import Planned
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
     Node,
     OperationPhase,
     OperationType,
     Resource,
+    RunPolicy,
     VirtualMachine,
     VirtualMachineOperation,
+    find_condition,
     make_key,
 )
 from orchestrator.resources.vmop import MigrateTo
-from orchestrator.services import nodes, operations
+from orchestrator.services import adoption, nodes, operations
+from orchestrator.services.adoption_orders import ADOPTING, RELEASING
 from orchestrator.services.context import Context
 from orchestrator.settings import settings
 from orchestrator.store import Change, ChangeType, Store
@@ -171,20 +175,50 @@ class Cluster:
         """Close its connections."""
         self.store.close()
 
-    def evict(self, vm: str) -> Operation:
+    def evict(self, vm: str, *, force: bool | None = None) -> Operation:
         """Move a VM to another node of the planner's choice; returns at once.
+
+        Args:
+            vm: Its name.
+            force: Whether the guest may be throttled; None leaves it to the VM's liveMigrationPolicy.
 
         Raises:
             NotFound: No such VM.
             Refused: It is not Running, or another operation of it is not finished.
         """
-        return self._create(vm, OperationType.EVICT, None)
+        return self._create(vm, OperationType.EVICT, force=force)
 
-    def migrate(self, vm: str, node: str = "", node_selector: dict[str, str] | None = None) -> Operation:
-        """Move a VM to a node, or to one that has these labels; returns at once."""
-        return self._create(vm, OperationType.MIGRATE, MigrateTo(node_name=node, node_selector=node_selector or {}))
+    def migrate(
+        self, vm: str, node: str = "", node_selector: dict[str, str] | None = None, *, force: bool | None = None
+    ) -> Operation:
+        """Move a VM to a node, or to one that has these labels; returns at once. `force` is as in `evict`."""
+        to = MigrateTo(node_name=node, node_selector=node_selector or {})
+        return self._create(vm, OperationType.MIGRATE, to, force=force)
 
-    def create(self, manifest: dict[str, Any]) -> VirtualMachine | VirtualMachineOperation:
+    def start(self, vm: str) -> Operation:
+        """Start a VM; returns at once. Raises as `evict`."""
+        return self._create(vm, OperationType.START)
+
+    def stop(self, vm: str, *, force: bool = False) -> Operation:
+        """Ask a VM's guest to power off, or pull its plug; returns at once. Raises as `evict`.
+
+        It takes the place of a start or a migration that is under way, and, by force, of a plain stop or restart.
+        """
+        return self._create(vm, OperationType.STOP, force=force or None)
+
+    def restart(self, vm: str, *, force: bool = False) -> Operation:
+        """Stop a VM as `stop` does, and start it anew; returns at once. Raises as `evict`."""
+        return self._create(vm, OperationType.RESTART, force=force or None)
+
+    def delete_vm(self, vm: str) -> VirtualMachine:
+        """Delete a VM: it is stopped and then removed; returns at once.
+
+        Raises:
+            NotFound: No such VM.
+        """
+        return operations.delete_vm(self.context, make_key(vm, self.namespace))
+
+    def create(self, manifest: dict[str, Any]) -> operations.Creatable:
         """Create a resource from a manifest."""
         return operations.create_manifest(self.context, manifest, "")
 
@@ -220,6 +254,78 @@ class Cluster:
         """Let VMs start and land on a node again; tells whether that is new."""
         return nodes.set_unschedulable(self.context, node, unschedulable=False)
 
+    def adopt(
+        self,
+        node: str,
+        *domains: str,
+        dry_run: bool = False,
+        run_policy: RunPolicy = RunPolicy.ALWAYS_ON_UNLESS_STOPPED_MANUALLY,
+        timeout: float | None = None,
+    ) -> tuple[Planned, ...]:
+        """Take over running persistent domains of a node, without stopping them; returns when all have ended.
+
+        Args:
+            node: Its name.
+            domains: By name or UUID; none: all that can be adopted.
+            dry_run: Only say what would be done.
+            run_policy: Of the VMs, which are made in this namespace.
+            timeout: Seconds to wait for all of them; None waits for ever.
+
+        Returns:
+            What was planned for each; the refused ones say why, and are left alone.
+
+        Raises:
+            NotFound: The node, or a domain that was named, does not exist; nothing was done.
+            Refused: The node is not Ready, or one of them could not be adopted after all: says why. The others are.
+            WaitTimeout: Not all have ended in time, and may still.
+        """
+        plans, unknown = adoption.plan(self.context, node, domains, namespace=self.namespace, run_policy=run_policy)
+        if unknown:
+            raise NotFound(f"node {node!r} has no domain {', '.join(map(repr, unknown))}")
+        if dry_run:
+            return plans
+        wanted = [planned for planned in plans if not planned.is_refused]
+        begun = [adoption.adopt(self.context, node, planned, self.namespace) for planned in wanted]
+        deadline = None if timeout is None else time.monotonic() + timeout
+        failed = [why for vm in begun if (why := self._handed_over(vm, ADOPTING, deadline))]
+        if failed:
+            raise Refused("; ".join(failed))
+        return plans
+
+    def release(self, vm: str, timeout: float | None = None) -> str:
+        """Give an adopted VM back: it is defined on its node as it was, and runs on; the VM is removed.
+
+        Returns:
+            What was done, and where, for people.
+
+        Raises:
+            NotFound: No such VM.
+            Refused: It can't be given back: says why. It stays a VM.
+            WaitTimeout: It has not ended in time, and may still.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        released = adoption.release(self.context, make_key(vm, self.namespace))
+        last = released
+        for current in self.follow(released, deadline):
+            last = current or last
+            condition = find_condition(last.status.conditions, RELEASING)
+            message = condition.message if condition is not None else ""
+            if current is None or condition is None or condition.status == "False":
+                if condition is not None and condition.reason == "ReleaseFailed":
+                    raise Refused(f"VirtualMachine {vm!r}: {message}")
+                return message
+        raise WaitTimeout(f"VirtualMachine {vm!r} is still being released after {timeout:g} s")
+
+    def _handed_over(self, vm: VirtualMachine, kind: str, deadline: float | None) -> str:
+        """Wait for the end of an adoption; says why it failed, or nothing."""
+        last = vm
+        for current in self.follow(vm, deadline):
+            last = current or last
+            condition = find_condition(last.status.conditions, kind)
+            if current is None or condition is None:
+                return f"{vm.key}: {condition.message}" if condition is not None else ""
+        raise WaitTimeout(f"VirtualMachine {vm.name!r} is still being adopted; goes on all the same")
+
     def follow(self, resource: R, deadline: float | None = None) -> Iterator[R | None]:
         """Follow one resource, without polling.
 
@@ -253,8 +359,10 @@ class Cluster:
                     return
                 yield change.resource  # type: ignore[misc]
 
-    def _create(self, vm: str, kind: OperationType, to: MigrateTo | None) -> Operation:
-        wanted = operations.new_operation(vm, kind, self.namespace, to)
+    def _create(
+        self, vm: str, kind: OperationType, to: MigrateTo | None = None, *, force: bool | None = None
+    ) -> Operation:
+        wanted = operations.new_operation(vm, kind, self.namespace, to, force=force)
         return Operation(self, operations.create_operation(self.context, wanted))
 
 

@@ -7,7 +7,6 @@ intake that lost the race reads the cursors again. It waits on all streams at on
 import json
 import signal
 import threading
-import time
 from types import FrameType
 from typing import Any, cast
 
@@ -62,7 +61,7 @@ class Intake:
             return 0
         with redis_errors(redis):
             cursors = cast("dict[str, str]", redis.hgetall(keys.CURSORS))
-            wanted = {keys.reports(node): cursors.get(node, "0-0") for node in self._nodes}
+            wanted = {keys.reports(node): cursors.get(node, "0-0") for node in sorted(self._nodes)}
             answer = redis.xread(wanted, count=_BATCH, block=_BLOCK_MS)  # type: ignore[arg-type]
         taken = 0
         for stream, entries in read_streams(answer):
@@ -95,13 +94,13 @@ class Intake:
 
     def _find_nodes(self) -> None:
         """Learn of nodes: those registered, and those enrolled that have not reported yet."""
-        if time.monotonic() - self._nodes_read_at < _NODES_EVERY_S:
+        if self.ctx.clock.monotonic() - self._nodes_read_at < _NODES_EVERY_S:
             return
         redis = self.ctx.store.redis
         with redis_errors(redis):
             registered = cast("list[str]", redis.hkeys(keys.resources(Node.kind_name)))
         self._nodes = {*registered, *enrolled(redis)}
-        self._nodes_read_at = time.monotonic()
+        self._nodes_read_at = self.ctx.clock.monotonic()
 
 
 def _read_body(text: str) -> dict[str, Any]:

@@ -16,6 +16,11 @@ TICK_PERIOD_S = {"reconcile": 2, "liveness": 2, "housekeeping": 60}
 """Beat's ticks and their periods, seconds."""
 
 
+STARTS_PER_NODE = 4
+"""Threads of a node's lifecycle worker, and the most starts that it is granted at a time: one that waited in its queue
+for longer than a grant lives would count as suspect."""
+
+
 class Task(StrEnum):
     """Names of tasks, as Flower shows them."""
 
@@ -27,7 +32,9 @@ class Task(StrEnum):
     MIGRATE = "vmherd.migrate"
     NODE_MIGRATE = "node.migrate"
     NODE_START = "node.start"
+    NODE_STOP = "node.stop"
     NODE_SETTLE = "node.settle"
+    NODE_ADOPT = "node.adopt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,5 +70,5 @@ def migrate_queue(node: str) -> str:
 
 
 def lifecycle_queue(node: str) -> str:
-    """A node's starts and the repairs of a settlement."""
+    """A node's starts and stops, and the repairs of a settlement."""
     return f"node.{node}.lifecycle"

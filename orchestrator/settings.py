@@ -17,6 +17,7 @@ FIVE_GBIT_IN_MIB_S = 5_000_000_000 // 8 // 2**20
 """596 MiB/s: 5 Gbit/s rounded down, the platform's promise for one migration."""
 
 _LEAST_GRANT_TTL_S = 3
+_LEAST_SAMPLE_S = 0.5
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -31,10 +32,27 @@ class Settings(BaseSettings):
         libvirt_uri: This host's hypervisor; only on nodes.
         assume_shared_storage: Migrate disks whose file system libvirt does not know as shared; only on nodes. On
             only where every image lies on storage that all nodes share: on any other, a guest is lost.
+        domain_type: `kvm`, or `qemu` for emulation, by which this node runs VMs that have no domain template; `auto` is
+            kvm where libvirt offers it. Only on nodes.
+        cpu_shares: Weigh VMs against each other by the CPU that they reserve; off where libvirt has no cgroup
+            controller for CPU. Only on nodes.
         migration_uri: Where other hosts' daemons reach this one's, for example `qemu+tcp://192.0.2.11/system`; only
             on nodes. Default: `qemu+tls://<hostname>/system`, libvirt's own secure default.
         state_dir: Where a node keeps pid files, on a file system that a reboot empties.
         bandwidth_mib_s: Cap on one migration, MiB/s.
+        completion_timeout_per_gib: A migration that is not complete after so many seconds for each GiB of memory and
+            copied disks (one GiB at least) is ended: aborted, or switched to post-copy where that is allowed.
+        progress_timeout: Likewise one of which what is left to send has not shrunk from one second to the next for so
+            many seconds.
+        allow_post_copy: Let migrations that reach a deadline end by post-copy: the guest goes on at the target at once
+            and fetches what it lacks. It then always ends, but if the network between the hosts breaks meanwhile, the
+            guest is lost. A VM's annotation `vmherd.dev/allow-post-copy` (`true`, `false`) goes before this.
+        parallel_migration_channels: TCP connections of one migration (multifd), for links that one connection does
+            not fill. The bandwidth is the cap on all together. One where post-copy is allowed, which QEMU does not
+            combine.
+        dirty_rate_sample: For so many seconds a guest's dirty rate is measured before its migration, to foresee how
+            that goes; 0: never. Some more seconds even out a guest that writes in bursts. Skipped where the migration
+            should take less than three times as long.
         inbound_per_node: Migrations that one node receives at a time; 0 means no limit.
         outbound_per_node: Migrations that one node sends at a time. One, because the node's queue has one worker.
         cpu_ratio: vCPUs that may be reserved for each of a host's CPUs.
@@ -44,6 +62,8 @@ class Settings(BaseSettings):
         lease_ttl: After this long without a renewal a node is not Ready (profile medium, DESIGN.md).
         heartbeat: How often a node renews its lease.
         grant_ttl: A grant that was not renewed for this long is suspect, seconds. Progress renews it once a second.
+        host_shutdown_timeout: How long a host that shuts down waits for its VMs to leave, seconds.
+        host_shutdown_grace: How long those that could not leave are then given to power off, seconds.
         resend_after: A granted operation that its node has not reported by then is sent again.
         ask_again_after: A question that was not answered by then is asked again.
         unschedulable_after: A person's operation for which no node fits fails after this long.
@@ -63,10 +83,17 @@ class Settings(BaseSettings):
     worker_role: str = Field("migrate", pattern="^(migrate|lifecycle)$")
     libvirt_uri: str = "qemu:///system"
     assume_shared_storage: bool = False
+    domain_type: str = Field("auto", pattern="^(auto|kvm|qemu)$")
+    cpu_shares: bool = True
     migration_uri: str = ""
     state_dir: Path = Path("/run/vmherd")
 
     bandwidth_mib_s: int = Field(FIVE_GBIT_IN_MIB_S, ge=1)
+    completion_timeout_per_gib: Seconds = 800
+    progress_timeout: Seconds = 150
+    allow_post_copy: bool = False
+    parallel_migration_channels: int = Field(1, ge=1, le=64)
+    dirty_rate_sample: float = Field(1, ge=0, le=10)
     inbound_per_node: int = Field(1, ge=0)
     outbound_per_node: int = Field(1, ge=1, le=1)
     cpu_ratio: float = Field(4.0, gt=0)
@@ -77,6 +104,8 @@ class Settings(BaseSettings):
     lease_ttl: Seconds = 10
     heartbeat: Seconds = 2
     grant_ttl: Seconds = 10
+    host_shutdown_timeout: Seconds = 300
+    host_shutdown_grace: Seconds = 60
     resend_after: Seconds = 2
     ask_again_after: Seconds = 2
     unschedulable_after: Seconds = 300
@@ -95,6 +124,8 @@ class Settings(BaseSettings):
             raise ValueError("VMHERD_HEARTBEAT must be at most a third of VMHERD_LEASE_TTL")
         if self.grant_ttl < _LEAST_GRANT_TTL_S:
             raise ValueError("VMHERD_GRANT_TTL must be at least 3 seconds: progress renews a grant once a second")
+        if 0 < self.dirty_rate_sample < _LEAST_SAMPLE_S:
+            raise ValueError("VMHERD_DIRTY_RATE_SAMPLE must be 0 (never) or 0.5 to 10 seconds")
         return self
 
     @property

@@ -21,11 +21,16 @@ from orchestrator.resources import (
     RunPolicy,
     SeenDomain,
     VirtualMachine,
+    VirtualMachineClass,
     VirtualMachineOperation,
     VmPhase,
+    parse,
 )
+from orchestrator.resources.cpu import CpuRequest, NodeCpu
+from orchestrator.resources.needs import MachineNeeds
 from orchestrator.resources.node import Capacity, HypervisorInfo, NodeSpec, NodeStatus
 from orchestrator.resources.vm import Cpu, Memory, VirtualMachineSpec, VirtualMachineStatus
+from orchestrator.resources.vmclass import ClassPhase
 from orchestrator.resources.vmop import (
     CLEANUP_FINALIZER,
     PRIORITY_ANNOTATION,
@@ -58,9 +63,44 @@ def a_node(
         spec=NodeSpec(unschedulable=cordoned),
         status=NodeStatus(
             capacity=Capacity(cpu=cpu, memory_mib=memory_mib),
-            hypervisor=HypervisorInfo(migration_uri=f"qemu+tcp://{name}/system"),
+            hypervisor=HypervisorInfo(
+                migration_uri=f"qemu+tcp://{name}/system", cpu_model="qemu64", version="fake", libvirt_version="fake"
+            ),
             conditions=(condition,),
         ),
+    )
+
+
+def a_cpu(
+    *features: str, model: str = "EPYC", vendor: str = "AMD", models: tuple[str, ...] = ("qemu64", "Nehalem")
+) -> NodeCpu:
+    """A node's CPU as it is told."""
+    return NodeCpu(
+        vendor=vendor, model=model, features=frozenset(features or ("sse2", "avx")), models=frozenset(models)
+    )
+
+
+def a_class(name: str = "generic", *, gives: CpuRequest | None = None, **spec: Any) -> VirtualMachineClass:
+    """A class whose CPU is known; `spec` has parts of its spec in their outside form."""
+    wanted = {"cpu": {"type": "Model", "model": "Nehalem"}, **spec}
+    found = parse(VirtualMachineClass, {"metadata": {"name": name}, "spec": wanted})
+    return found.with_status(
+        phase=ClassPhase.READY, cpu=gives or CpuRequest(model="Nehalem"), observed_generation=1, available_nodes=("n1",)
+    )
+
+
+def a_structured_vm(name: str = "linux-vm", **spec: Any) -> VirtualMachine:
+    """A VM of parts that has not run; `spec` has parts of its spec in their outside form."""
+    whole = {
+        "cpu": {"cores": 2},
+        "memory": {"size": "1Gi"},
+        "disks": [{"name": "root", "file": {"path": "/srv/vm/root.qcow2"}, "format": "qcow2"}],
+        "interfaces": [{"name": "main", "bridge": "br0"}],
+        **spec,
+    }
+    return VirtualMachine(
+        metadata=ObjectMeta(name=name, namespace="default", uid=uuid_of(name), creation_timestamp=NOW),
+        spec=parse(VirtualMachineSpec, whole),
     )
 
 
@@ -86,8 +126,22 @@ def a_vm(
             node_selector=selector or {},
             domain_template=DOMAIN_XML,
         ),
-        status=VirtualMachineStatus(**{"phase": phase, "node_name": node, "incarnation": 1, **status}),
+        status=VirtualMachineStatus(
+            **{
+                "phase": phase,
+                "node_name": node,
+                "incarnation": 1,
+                "needs": some_needs(plain=True, incarnation=status.get("incarnation", 1)),
+                **status,
+            }
+        ),
     )
+
+
+def some_needs(fingerprint: str = "f1", *, incarnation: int = 1, **more: Any) -> MachineNeeds:
+    """What a VM needs of a host; `plain=True`: nothing but a CPU."""
+    machine = "<domain type='kvm'><os/><devices/></domain>"
+    return MachineNeeds(**{"fingerprint": fingerprint, "incarnation": incarnation, "machine": machine, **more})
 
 
 def an_operation(
@@ -186,6 +240,7 @@ def an_inventory(node: str, domains: dict[str, SeenDomain] | None = None, counte
 
 def a_node_state(name: str, *, cpu: int = 8000, memory_mib: int = 16_384, **more: Any) -> NodeState:
     fields = {"labels": {}, "ready": True, "cordoned": False, "migration_uri": f"qemu+tcp://{name}/system"}
+    fields |= {"generation": "g1", "platform": "qemu64/fake/fake"}
     return NodeState(**{**fields, "name": name, "cpu_millicores": cpu, "memory_mib": memory_mib, **more})
 
 

@@ -5,8 +5,10 @@ which report is read, and when a call ends. Each is one method, so any order and
 """
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 from orchestrator.intake import Intake
@@ -21,6 +23,8 @@ from orchestrator.resources import (
     VirtualMachineOperation,
     VmPhase,
 )
+from orchestrator.resources.adoption import AdoptionOrder
+from orchestrator.resources.needs import MachineNeeds
 from orchestrator.services import operations
 from orchestrator.services.context import Context
 from orchestrator.services.granting import grant_pending
@@ -31,7 +35,12 @@ from orchestrator.settings import Settings
 from orchestrator.store import Store, keys
 from orchestrator.store.connection import connect
 from orchestrator.store.node_store import NodeStore, Report
-from tests.builders import a_vm
+from tests.builders import a_vm, some_needs
+from tests.fake_definitions import FakeDefinitions
+from workers.adoption import answer as answer_about_definitions
+from workers.adoption import run_adoption
+from workers.hypervisor.port import Hypervisor
+from workers.preflight import SharedStorage
 
 
 class Outbox:
@@ -58,7 +67,13 @@ class Outbox:
 
 @dataclass
 class Copy:
-    """One domain on one host."""
+    """One domain on one host.
+
+    Attributes:
+        name: The host's name for it, where that is not the VM's.
+        definition: Its persistent definition; empty: it is transient.
+        live_xml: As it runs.
+    """
 
     vm: str
     state: str = "running"
@@ -66,6 +81,17 @@ class Copy:
     epoch: int = 1
     job: bool = False
     memory_mib: int = 1024
+    needs: MachineNeeds = field(default_factory=partial(some_needs, plain=True))
+    name: str = ""
+    definition: str = ""
+    live_xml: str = ""
+    autostart: bool = False
+    snapshots: int = 0
+
+    @property
+    def domain(self) -> str:
+        """The host's name for it."""
+        return self.name or self.vm.replace("/", ".")
 
 
 @dataclass
@@ -81,7 +107,13 @@ class World:
 
 
 class FakeNode:
-    """One host: its agent and its workers."""
+    """One host: its agent and its workers.
+
+    Attributes:
+        generation: Of its agent.
+        problems: What it answers when it is asked whether a machine can arrive.
+        told: What it has told of machines' needs.
+    """
 
     def __init__(self, store: NodeStore, world: World) -> None:
         self.store = store
@@ -89,14 +121,21 @@ class FakeNode:
         self.name = store.node
         self.domains = world.hosts.setdefault(self.name, {})
         self.holder = f"worker-of-{self.name}"
+        self.generation = "g1"
+        self.problems: list[str] = []
+        self.told: dict[str, MachineNeeds] = {}
+        self.definitions = FakeDefinitions(world, self.name)
+        self.hypervisor = cast("Hypervisor", self.definitions)
 
     def list_all(self, order: str = "", began: int | None = None) -> int:
-        """Report everything that is here."""
+        """Report everything that is here; to an order, also what was told before."""
+        if order:
+            self.told.clear()
         host = {"hostname": self.name, "uuid": f"host-{self.name}", "cpus": 8, "memory_mib": 16_384}
         host |= {"cpu_model": "qemu64", "hypervisor_version": "fake", "libvirt_version": "fake"}
         body = {
             "host": {**host, "migration_uri": f"qemu+tcp://{self.name}/system"},
-            "generation": "g1",
+            "generation": self.generation,
             "boot_id": "b1",
             "began": self.store.counter() if began is None else began,
             "domains": [self.describe(uuid) for uuid in self.domains],
@@ -108,14 +147,25 @@ class FakeNode:
         """Report one domain, or how it went."""
         if uuid in self.domains:
             return self.store.report("Domain", {"uuid": uuid, "domain": self.describe(uuid)})
+        self.told.pop(uuid, None)
         return self.store.report("Domain", {"uuid": uuid, "domain": None, "detail": detail, "reason": reason})
 
     def describe(self, uuid: str) -> dict[str, Any]:
         """Give a domain as the agent reports it."""
         copy = self.domains[uuid]
-        fields = {"uuid": uuid, "name": copy.vm.replace("/", "."), "vm": copy.vm, "state": copy.state, "vcpus": 1}
+        fields = {"uuid": uuid, "name": copy.domain, "vm": copy.vm, "state": copy.state, "vcpus": 1}
+        fields |= {"persistent": bool(copy.definition)}
         fields |= {"incarnation": copy.incarnation, "epoch": copy.epoch, "memoryMib": copy.memory_mib}
-        return {**fields, "reason": "", "job": copy.job, "addresses": []}
+        return {**fields, "reason": "", "job": copy.job, "addresses": [], "needs": self.news(uuid)}
+
+    def news(self, uuid: str) -> dict[str, Any] | None:
+        """Give what a machine needs, once."""
+        copy = self.domains[uuid]
+        needs = copy.needs.with_(incarnation=copy.incarnation)
+        if not copy.vm or copy.state != "running" or self.told.get(uuid) == needs:
+            return None
+        self.told[uuid] = needs
+        return needs.model_dump(mode="json", by_alias=True)
 
     def begin(self, message: Message) -> NodeGrant | None:
         """Take a grant as a worker does, and make its call; None when there is nothing to do."""
@@ -126,16 +176,23 @@ class FakeNode:
         self.world.calls.append(f"{grant.action} {grant.vm} on {self.name} to {grant.target} epoch {grant.epoch}")
         if message.task is Task.NODE_START:
             self.domains[grant.uuid] = Copy(grant.vm, "running", grant.incarnation, grant.epoch)
+        elif message.task is Task.NODE_STOP:
+            if grant.force:
+                self.domains.pop(grant.uuid, None)
         elif not grant.adopt:
             mine = self.domains[grant.uuid]
             mine.job = True
-            self.world.hosts[grant.target][grant.uuid] = Copy(mine.vm, "incoming", mine.incarnation, mine.epoch)
+            self.world.hosts[grant.target][grant.uuid] = Copy(
+                mine.vm, "incoming", mine.incarnation, mine.epoch, needs=mine.needs
+            )
         return grant
 
     def switch_over(self, grant: NodeGrant) -> None:
         """The migration succeeds in the hypervisor; nobody was told."""
         mine = self.domains.pop(grant.uuid)
-        self.world.hosts[grant.target][grant.uuid] = Copy(mine.vm, "running", mine.incarnation, mine.epoch)
+        self.world.hosts[grant.target][grant.uuid] = Copy(
+            mine.vm, "running", mine.incarnation, mine.epoch, needs=mine.needs
+        )
 
     def fall_back(self, grant: NodeGrant) -> None:
         """The migration fails in the hypervisor; nobody was told."""
@@ -158,13 +215,27 @@ class FakeNode:
         if message.task is Task.NODE_SETTLE:
             order = self.store.order(str(message.args[1]))
             return order is not None and bool(self.perform(order))
+        if message.task is Task.NODE_ADOPT:
+            return "answered already" not in run_adoption(self.store, self.hypervisor, str(message.args[1]))
         grant = self.begin(message)
         if grant is None:
             return False
         if message.task is Task.NODE_MIGRATE:
             self.switch_over(grant)
-        self.end(grant)
+        if message.task is Task.NODE_STOP and not grant.force:
+            self.ask(grant)
+        else:
+            self.end(grant)
         return True
+
+    def ask(self, grant: NodeGrant) -> int:
+        """Report that the guest was asked to power off."""
+        return self.store.report("Asked", {"operation": grant.operation, "epoch": grant.epoch, "message": ""})
+
+    def power_off(self, uuid: str) -> int:
+        """The guest powers itself off, and that is reported."""
+        del self.domains[uuid]
+        return self.tell(uuid, "shutdown", "guest")
 
     def answer(self) -> int:
         """Answer all questions, as the agent does; how many there were."""
@@ -172,9 +243,24 @@ class FakeNode:
         for order_id, order in found.items():
             if order is None:
                 self.list_all(order_id)
+            elif isinstance(order, AdoptionOrder):
+                if not order.kind.changes_domain:
+                    answer_about_definitions(self.store, self.hypervisor, order, SharedStorage(), threading.Event())
+            elif order.kind in {OrderKind.CHECK, OrderKind.DESCRIBE}:
+                self.reply(order)
             elif not order.kind.changes_domain:
                 self.perform(order)
         return len(found)
+
+    def reply(self, order: Order) -> int:
+        """Answer what is asked before a migration is granted."""
+        self.world.calls.append(f"{order.kind} on {self.name}")
+        if order.kind is OrderKind.CHECK:
+            body = {"order": order.id, "generation": self.generation, "problems": list(self.problems)}
+            return self.store.report("Checked", body)
+        copy = self.domains.get(order.uuid)
+        needs = copy and copy.needs.with_(incarnation=copy.incarnation).model_dump(mode="json", by_alias=True)
+        return self.store.report("Described", {"order": order.id, "needs": needs})
 
     def perform(self, order: Order) -> int:
         """Carry out one order and answer with what is there then."""
@@ -244,7 +330,8 @@ class Stage:
         """Put a VM that runs on a node on record and on the host."""
         vm = a_vm(name, node=node, **more)
         self.store.must_commit(self.store.batch().create(vm))
-        self.world.hosts[node][vm.metadata.uid] = Copy(vm.key, incarnation=vm.status.incarnation)
+        copy = Copy(vm.key, incarnation=vm.status.incarnation, needs=vm.status.needs or some_needs(plain=True))
+        self.world.hosts[node][vm.metadata.uid] = copy
         self.nodes[node].tell(vm.metadata.uid)
         self.read()
         self.forget()
@@ -280,7 +367,7 @@ class Stage:
         """Run the grant task once; give the messages to nodes."""
         self.outbox.take(Task.GRANT)
         grant_pending(self.ctx, self.herd)
-        return self.outbox.take(Task.NODE_MIGRATE, Task.NODE_START)
+        return self.outbox.take(Task.NODE_MIGRATE, Task.NODE_START, Task.NODE_STOP)
 
     def reconcile(self) -> None:
         """Run reconcile once."""
@@ -319,7 +406,9 @@ class Stage:
         """Run the grant task when it is wanted, and bring all messages."""
         if self.outbox.take(Task.GRANT):
             grant_pending(self.ctx, self.herd)
-        for message in self.outbox.take(Task.NODE_MIGRATE, Task.NODE_START, Task.NODE_SETTLE):
+        for message in self.outbox.take(
+            Task.NODE_MIGRATE, Task.NODE_START, Task.NODE_STOP, Task.NODE_SETTLE, Task.NODE_ADOPT
+        ):
             self.deliver(message)
 
     def vm(self, name: str) -> VirtualMachine:

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import redis
@@ -31,11 +32,22 @@ class RedisServer:
     Args:
         folder: Its data, configuration and log; made if missing.
         is_durable: Append-only file with `appendfsync always`, as in production; else nothing survives a kill.
+        environment: Besides this process's own.
+        arguments: Of redis-server, besides those that it always gets.
     """
 
-    def __init__(self, folder: Path, *, is_durable: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        is_durable: bool = False,
+        environment: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
         self.folder = folder
         self.is_durable = is_durable
+        self.environment = dict(environment or {})
+        self.arguments = tuple(arguments)
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -105,10 +117,12 @@ class RedisServer:
             need_program("redis-server", "redis-server"),
             *("--bind", "127.0.0.1", "--port", str(port), "--dir", self.folder, "--save", ""),
             *("--aclfile", users, "--maxmemory-policy", "noeviction", "--appendonly", *persistence),
+            *self.arguments,
         )
         with (self.folder / "log").open("wb") as log:
             return subprocess.Popen(
                 [os.fspath(word) for word in command],
+                env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -5,28 +5,30 @@ them, so that one slow answer holds up nothing.
 """
 
 import signal
-import socket
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from uuid import uuid4
 
 from orchestrator import logs
 from orchestrator.errors import HypervisorError, Invalid, StoreUnavailable, VmherdError
-from orchestrator.resources import Order
+from orchestrator.resources import Order, OrderKind
+from orchestrator.resources.adoption import AdoptionOrder
 from orchestrator.resources.meta import check_name
-from orchestrator.settings import settings
+from orchestrator.settings import Settings, settings
 from orchestrator.store.node_store import NodeStore
-from workers.hypervisor.libvirt_driver import LibvirtHypervisor
+from workers import adoption, clock, holder
+from workers.hypervisor.drivers import boot_id, migration_uri, open_hypervisor
 from workers.hypervisor.port import Hypervisor
 from workers.inventory import Inventory
 from workers.orders import perform
+from workers.preflight import HostStorage, Needs, SharedStorage, Storage, check, describe
 from workers.reporting import report_surely
 
 log = logs.logger(__name__)
 
+_ANSWERS_AT_A_TIME = 4
 _LOOK_EVERY_S = 2.0
 """A wake-up that was lost is made up for by then."""
 
@@ -38,16 +40,37 @@ class Agent:
         store: The node's view of Redis.
         hypervisor: The node's.
         migration_uri: Where other hosts' daemons reach this one's.
+        kill: Kills the holder of a suspect grant (see `holder.kill`).
+        boot_id: Of this host's boot; by default the kernel's.
+        storage: Tells which images other hosts see too; by default all.
     """
 
-    def __init__(self, store: NodeStore, hypervisor: Hypervisor, migration_uri: str) -> None:
+    def __init__(
+        self,
+        store: NodeStore,
+        hypervisor: Hypervisor,
+        migration_uri: str,
+        *,
+        kill: Callable[[str, str], None] = holder.kill,
+        boot_id: str = "",
+        storage: Storage | None = None,
+    ) -> None:
         self.stop = threading.Event()
         self._store = store
         self._hypervisor = hypervisor
+        self._kill = kill
         self._generation = uuid4().hex
-        self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self._boot_id = boot_id or Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self._storage = storage or SharedStorage()
+        self._needs = Needs(hypervisor, self._storage)
         self._inventory = Inventory(
-            store, hypervisor, {"migration_uri": migration_uri}, self._generation, self._boot_id, self.stop
+            store,
+            hypervisor,
+            {"migration_uri": migration_uri, "cpu_shares": settings().cpu_shares},
+            self._generation,
+            self._boot_id,
+            self.stop,
+            self._needs,
         )
         self._answered: dict[str, float] = {}
         self._lock = threading.Lock()
@@ -56,12 +79,10 @@ class Agent:
         """Run until `stop` is set."""
         self._hypervisor.watch(self._inventory.note)
         threads = [
-            threading.Thread(target=run, name=name, daemon=True)
+            clock.begin(name, run)
             for name, run in (("lease", self._renew), ("inventory", self._inventory.run), ("orders", self._listen))
         ]
-        for thread in threads:
-            thread.start()
-        self.stop.wait()
+        clock.wait(self.stop)
         for thread in threads:
             thread.join(timeout=_LOOK_EVERY_S + 1)
         self._hypervisor.close()
@@ -82,11 +103,11 @@ class Agent:
                 )
             except StoreUnavailable as error:
                 log.warning("lease not renewed", error=str(error))
-            self.stop.wait(config.heartbeat)
+            clock.wait(self.stop, config.heartbeat)
 
     def _listen(self) -> None:
         last = "0-0"
-        with ThreadPoolExecutor(max_workers=4, thread_name_prefix="answer") as pool:
+        with clock.pool("answer", _ANSWERS_AT_A_TIME) as pool:
             while not self.stop.is_set():
                 try:
                     for order_id, order in self._store.orders().items():
@@ -95,31 +116,63 @@ class Agent:
                     last = self._store.wait_for_wake(last, _LOOK_EVERY_S)
                 except StoreUnavailable as error:
                     log.warning("orders: no Redis", error=str(error))
-                    self.stop.wait(0.5)
+                    clock.wait(self.stop, 0.5)
 
     def _take(self, order_id: str) -> bool:
         """Whether to answer an order now: one that was just taken is, while the control plane has not read that yet."""
-        clock = time.monotonic()
+        now = clock.monotonic()
         with self._lock:
-            self._answered = {k: at for k, at in self._answered.items() if clock - at < _LOOK_EVERY_S}
+            self._answered = {k: at for k, at in self._answered.items() if now - at < _LOOK_EVERY_S}
             if order_id in self._answered:
                 return False
-            self._answered[order_id] = clock
+            self._answered[order_id] = now
             return True
 
-    def _answer(self, order_id: str, order: Order | None) -> None:
+    def _answer(self, order_id: str, order: Order | AdoptionOrder | None) -> None:
         """Answer one order. One that can't be answered stays, and is looked at again."""
         if order is None:
             self._inventory.list_anew(order_id)
             return
         if order.kind.changes_domain:
             return  # the lifecycle worker's
+        if isinstance(order, AdoptionOrder):
+            self._answer_adoption(order)
+            return
+        if order.kind in {OrderKind.CHECK, OrderKind.DESCRIBE}:
+            self._answer_question(order)
+            return
         try:
-            reading = perform(self._hypervisor, order, self._store.claimed_by(order.epoch))
+            reading = perform(self._hypervisor, order, self._store.claimed_by(order.epoch), self._kill)
         except (HypervisorError, StoreUnavailable) as error:
             log.warning("no answer yet", order=order_id, error=str(error))
             return
         report_surely(self._store, "Answer", {"order": order.id, "reading": reading}, self.stop)
+
+    def _answer_adoption(self, order: AdoptionOrder) -> None:
+        try:
+            adoption.answer(self._store, self._hypervisor, order, self._storage, self.stop)
+        except (HypervisorError, StoreUnavailable) as error:
+            log.warning("no answer yet", order=order.id, error=str(error))
+
+    def _answer_question(self, order: Order) -> None:
+        """Answer what is asked before a migration is granted."""
+        try:
+            if order.kind is OrderKind.DESCRIBE:
+                kind, body = "Described", describe(self._hypervisor, self._needs, order)
+            else:
+                problems = check(self._hypervisor, self._storage, order)
+                kind, body = "Checked", {"order": order.id, "generation": self._generation, "problems": problems}
+        except HypervisorError as error:
+            log.warning("no answer yet", order=order.id, error=str(error))
+            return
+        report_surely(self._store, kind, body, self.stop)
+
+
+def _storage(config: Settings) -> Storage:
+    """The host's file systems, unless all images are known to be shared. Simulated ones are no files of this host's."""
+    if config.assume_shared_storage or config.libvirt_uri.startswith("simulated"):
+        return SharedStorage()
+    return HostStorage(config.state_dir / "disks.json")
 
 
 def main() -> None:
@@ -134,8 +187,10 @@ def main() -> None:
         raise SystemExit(f"vmherd: {error}") from None
     agent = Agent(
         NodeStore.open(),
-        LibvirtHypervisor(config.libvirt_uri),
-        config.migration_uri or f"qemu+tls://{socket.getfqdn()}/system",
+        open_hypervisor(config),
+        migration_uri(config),
+        boot_id=boot_id(config),
+        storage=_storage(config),
     )
 
     def stop(number: int, frame: FrameType | None) -> None:

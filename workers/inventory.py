@@ -5,13 +5,15 @@ One thread reads and reports, in the order in which events come, so the node's c
 
 import queue
 import threading
-import time
+from dataclasses import asdict
 from typing import Any
 
 from orchestrator.errors import HypervisorError, HypervisorUnavailable, StoreUnavailable
 from orchestrator.logs import logger
 from orchestrator.store.node_store import NodeStore
+from workers import clock
 from workers.hypervisor.port import Domain, DomainEvent, DomainState, EventKind, Hypervisor
+from workers.preflight import Needs
 from workers.reporting import report_surely
 
 log = logger(__name__)
@@ -19,6 +21,7 @@ log = logger(__name__)
 _LIST_EVERY_S = 60.0
 _ADDRESSES_EVERY_S = 10.0
 _RETRY_S = 1.0
+_REBOOT_TOLD_S = 3.0
 
 
 class Inventory:
@@ -30,6 +33,7 @@ class Inventory:
         facts: What is told of the host besides what the hypervisor knows: migration_uri.
         generation: Of this agent; new at each start.
         boot_id: Of this host's boot.
+        needs: Tells what the domains need of a host to which they migrate.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class Inventory:
         generation: str,
         boot_id: str,
         stop: threading.Event,
+        needs: Needs,
     ) -> None:
         self._store = store
         self._hypervisor = hypervisor
@@ -48,15 +53,20 @@ class Inventory:
         self._boot_id = boot_id
         self._stop = stop
         self._events: queue.SimpleQueue[DomainEvent | str] = queue.SimpleQueue()
+        self._woken = threading.Event()  # set after each put: its wait is the clock's
         self._sent: dict[str, dict[str, Any]] = {}
+        self._needs = needs
+        self._rebooted_at: dict[str, float] = {}
 
     def note(self, event: DomainEvent) -> None:
         """Take an event of the hypervisor's."""
         self._events.put(event)
+        self._woken.set()
 
     def list_anew(self, order: str) -> None:
         """List everything anew and answer that order."""
         self._events.put(order)
+        self._woken.set()
 
     def run(self) -> None:
         """Report until stopped: a listing at first and every minute, and differences as they come."""
@@ -64,12 +74,12 @@ class Inventory:
         wanted: str | None = ""
         while not self._stop.is_set():
             try:
-                if wanted is not None or time.monotonic() >= due:
+                if wanted is not None or clock.monotonic() >= due:
                     self._list(wanted or "")
-                    wanted, due = None, time.monotonic() + _LIST_EVERY_S
-                if time.monotonic() >= addresses_due:
+                    wanted, due = None, clock.monotonic() + _LIST_EVERY_S
+                if clock.monotonic() >= addresses_due:
                     self._look_for_addresses()
-                    addresses_due = time.monotonic() + _ADDRESSES_EVERY_S
+                    addresses_due = clock.monotonic() + _ADDRESSES_EVERY_S
                 item = self._next(due)
                 if isinstance(item, str):
                     wanted = item
@@ -79,15 +89,18 @@ class Inventory:
                 log.warning("the hypervisor does not answer", error=str(error))
                 report_surely(self._store, "HypervisorLost", {"message": str(error)}, self._stop)
                 wanted = wanted or ""
-                self._stop.wait(_RETRY_S)
+                clock.wait(self._stop, _RETRY_S)
             except (StoreUnavailable, HypervisorError) as error:
                 log.warning("inventory: tried again", error=str(error))
                 wanted = wanted or ""
-                self._stop.wait(_RETRY_S)
+                clock.wait(self._stop, _RETRY_S)
 
     def _next(self, due: float) -> DomainEvent | str | None:
+        if self._events.empty():
+            clock.wait(self._woken, max(0.05, min(due - clock.monotonic(), 1.0)))
+            self._woken.clear()  # before the look: what is put after it sets this again
         try:
-            return self._events.get(timeout=max(0.05, min(due - time.monotonic(), 1.0)))
+            return self._events.get_nowait()
         except queue.Empty:
             return None
 
@@ -103,9 +116,21 @@ class Inventory:
             case EventKind.LOST:
                 report_surely(self._store, "HypervisorLost", {"message": "libvirtd's connection is gone"}, self._stop)
                 return False
+            case EventKind.REBOOTED:
+                self._tell_reboot(event.uuid)
+                return False
             case _:
                 self._report(event)
                 return False
+
+    def _tell_reboot(self, uuid: str) -> None:
+        """Report a guest's reboot once: libvirt tells each two or three times."""
+        clock_s = clock.monotonic()
+        is_news = clock_s - self._rebooted_at.get(uuid, -_REBOOT_TOLD_S) >= _REBOOT_TOLD_S
+        self._rebooted_at = {known: at for known, at in self._rebooted_at.items() if clock_s - at < _REBOOT_TOLD_S}
+        if is_news:
+            self._rebooted_at[uuid] = clock_s
+            report_surely(self._store, "Rebooted", {"uuid": uuid}, self._stop)
 
     def _report(self, event: DomainEvent) -> None:
         domain = self._hypervisor.domain(event.uuid)
@@ -125,9 +150,10 @@ class Inventory:
             report_surely(self._store, "Domain", body, self._stop)
             return
         seen = self._describe(domain)
-        if self._sent.get(event.uuid) == seen:
+        needs = self._news(domain)
+        if self._sent.get(event.uuid) == seen and needs is None:
             return
-        report_surely(self._store, "Domain", {"uuid": event.uuid, "domain": seen}, self._stop)
+        report_surely(self._store, "Domain", {"uuid": event.uuid, "domain": {**seen, "needs": needs}}, self._stop)
         self._sent[event.uuid] = seen
 
     def _report_waiting(self) -> None:
@@ -148,7 +174,11 @@ class Inventory:
     def _list(self, order: str) -> None:
         began = self._store.counter()  # before the reading: what is reported after this number is newer than it
         host = self._hypervisor.host()
-        domains = [self._describe(domain) for domain in self._hypervisor.domains()]
+        if order:
+            self._needs.forget()  # what was told before may be lost, as the herd is in recovery
+        found = self._hypervisor.domains()
+        domains = [self._describe(domain) for domain in found]
+        needs = [self._news(domain) for domain in found]
         body = {
             "host": {
                 "hostname": host.hostname,
@@ -158,17 +188,24 @@ class Inventory:
                 "cpu_model": host.cpu_model,
                 "hypervisor_version": host.hypervisor_version,
                 "libvirt_version": host.libvirt_version,
+                "domain_type": host.domain_type,
+                "cpu": asdict(host.cpu),
                 **self._facts,
             },
             "generation": self._generation,
             "boot_id": self._boot_id,
             "began": began,
-            "domains": domains,
+            "domains": [{**seen, "needs": news} for seen, news in zip(domains, needs, strict=True)],
             "order": order,
         }
         self._sent = {domain["uuid"]: domain for domain in domains}
         self._report_waiting()
         report_surely(self._store, "Listing", body, self._stop)
+
+    def _news(self, domain: Domain) -> dict[str, Any] | None:
+        """What a domain needs, where that was not told; one that has just come is told of again."""
+        came = self._sent.get(domain.uuid, {}).get("state") != DomainState.RUNNING
+        return self._needs.news(domain, is_new=came)
 
     def _describe(self, domain: Domain) -> dict[str, Any]:
         marker = domain.marker
@@ -187,4 +224,5 @@ class Inventory:
             "vcpus": domain.vcpus,
             "job": domain.has_job and (domain.job is None or domain.job.outgoing),
             "addresses": addresses,
+            "persistent": domain.persistent,
         }

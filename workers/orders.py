@@ -1,5 +1,6 @@
 """Orders: a question, or a repair of a settlement. Each ends with a reading taken after it arrived."""
 
+from collections.abc import Callable
 from typing import Any
 
 from orchestrator.errors import HypervisorError, HypervisorUnavailable
@@ -10,17 +11,20 @@ from workers.hypervisor.port import Domain, Hypervisor
 
 log = logger(__name__)
 
-ROLES = {Action.MIGRATE: "migrate", Action.START: "lifecycle"}
+ROLES = {Action.MIGRATE: "migrate", Action.START: "lifecycle", Action.STOP: "lifecycle"}
 """Which worker executes which action."""
 
 
-def perform(hypervisor: Hypervisor, order: Order, claimed_by: str = "") -> dict[str, Any]:
+def perform(
+    hypervisor: Hypervisor, order: Order, claimed_by: str = "", kill: Callable[[str, str], None] = holder.kill
+) -> dict[str, Any]:
     """Carry out an order.
 
     Args:
         hypervisor: This node's.
         order: Read just now from the node's orders.
         claimed_by: Of a grant whose holder is to be killed: who claimed it, if that is known.
+        kill: Kills the holder: its role, who claimed the grant.
 
     Returns:
         The reading, as the control plane's `Reading` takes it.
@@ -29,10 +33,14 @@ def perform(hypervisor: Hypervisor, order: Order, claimed_by: str = "") -> dict[
         HypervisorUnavailable: No answer can be given now; the order stays.
     """
     if order.kind is OrderKind.KILL_AND_READ:
-        holder.kill(ROLES[order.action], claimed_by)
+        kill(ROLES[order.action], claimed_by)
     elif order.kind.changes_domain:
         _repair(hypervisor, order)
-    return read(hypervisor, order.uuid)
+    reading = read(hypervisor, order.uuid)
+    if order.action is Action.START and reading["present"]:
+        definition = hypervisor.definition(order.uuid)
+        reading["liveXml"] = definition.live_xml if definition else ""
+    return reading
 
 
 def read(hypervisor: Hypervisor, uuid: str) -> dict[str, Any]:
@@ -46,9 +54,18 @@ def read(hypervisor: Hypervisor, uuid: str) -> dict[str, Any]:
         "state": domain.state.value,
         "reason": domain.reason,
         "job": _is_outgoing(domain),
-        "incarnation": domain.marker.incarnation if domain.marker else 0,
+        "incarnation": incarnation_of(domain),
         "downtimeMs": completed.get("downtime_ms"),
+        "elapsedMs": completed.get("elapsed_ms"),
+        "transferredMib": completed["processed_bytes"] // 2**20 if "processed_bytes" in completed else None,
+        "iterations": completed.get("iterations"),
+        "throttlePercent": completed.get("throttle_percent"),
     }
+
+
+def incarnation_of(domain: Domain) -> int:
+    """Give the incarnation of a domain; 0 for one that we don't manage."""
+    return domain.marker.incarnation if domain.marker else 0
 
 
 def _is_outgoing(domain: Domain) -> bool:
@@ -62,7 +79,7 @@ def _repair(hypervisor: Hypervisor, order: Order) -> None:
     if domain is None or domain.state.value not in order.expect:
         log.info("repair not needed", order=order.id, state=domain.state.value if domain else "absent")
         return
-    found = domain.marker.incarnation if domain.marker else 0
+    found = incarnation_of(domain)
     if found > order.incarnation:
         log.warning("repair refused: a higher incarnation", order=order.id, found=found)
         return

@@ -7,6 +7,7 @@ from uuid import uuid4
 from orchestrator.errors import StoreUnavailable
 from orchestrator.logs import logger
 from orchestrator.store.node_store import NodeStore
+from workers import clock
 
 log = logger(__name__)
 
@@ -22,6 +23,6 @@ def report_surely(store: NodeStore, kind: str, body: dict[str, Any], stop: threa
             store.report(kind, body, request)
         except StoreUnavailable as error:
             log.warning("report waits for Redis", kind=kind, error=str(error))
-            waiting.wait(_RETRY_S)
+            clock.wait(waiting, _RETRY_S)
         else:
             return

@@ -18,9 +18,10 @@ from orchestrator.queues import Task, lifecycle_queue, migrate_queue
 from orchestrator.settings import settings
 from orchestrator.store.node_store import NodeStore
 from workers import holder as holders
-from workers.hypervisor.libvirt_driver import LibvirtHypervisor
+from workers.adoption import run_adoption
+from workers.hypervisor.drivers import open_hypervisor
 from workers.hypervisor.port import Hypervisor
-from workers.lifecycle import run_repair, run_start
+from workers.lifecycle import run_repair, run_start, run_stop
 from workers.migration import run_migration
 
 log = logger(__name__)
@@ -46,7 +47,7 @@ def store() -> NodeStore:
 @cache
 def hypervisor() -> Hypervisor:
     """Give this process's hypervisor."""
-    return LibvirtHypervisor(settings().libvirt_uri, allow_unsafe=settings().assume_shared_storage)
+    return open_hypervisor(settings())
 
 
 @worker_init.connect
@@ -71,11 +72,25 @@ def start(vm: str, operation: str, epoch: int) -> str:
     return _mapped(lambda: run_start(store(), hypervisor(), _holder[0], operation, epoch))
 
 
+@app.task(name=Task.NODE_STOP.value)
+def stop(vm: str, operation: str, epoch: int) -> str:
+    """Stop one VM, or ask its guest to power off."""
+    del vm
+    return _mapped(lambda: run_stop(store(), hypervisor(), _holder[0], operation, epoch))
+
+
 @app.task(name=Task.NODE_SETTLE.value)
 def settle(vm: str, order: str, kind: str) -> str:
     """Carry out one repair of a settlement."""
     del vm, kind
     return _mapped(lambda: run_repair(store(), hypervisor(), order))
+
+
+@app.task(name=Task.NODE_ADOPT.value)
+def adopt(vm: str, order: str, kind: str) -> str:
+    """Change how one domain is defined: take it over, give it back, or remove what was defined behind our back."""
+    del vm, kind
+    return _mapped(lambda: run_adoption(store(), hypervisor(), order))
 
 
 def _mapped(run: Callable[[], str]) -> str:

@@ -5,9 +5,16 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.resources import Event, Node, Resource, VirtualMachine, VirtualMachineOperation
+from orchestrator.resources import (
+    Event,
+    Node,
+    Resource,
+    VirtualMachine,
+    VirtualMachineClass,
+    VirtualMachineOperation,
+)
 
-KNOWN: tuple[type[Resource], ...] = (VirtualMachine, VirtualMachineOperation, Node, Event)
+KNOWN: tuple[type[Resource], ...] = (VirtualMachine, VirtualMachineClass, VirtualMachineOperation, Node, Event)
 """Kinds that people see. `NodeInventory` is our own affair."""
 
 Namespace = Annotated[
@@ -24,7 +31,7 @@ def full_name(kind: type[Resource]) -> str:
 
 def _aliases(kind: type[Resource]) -> set[str]:
     group = kind.group_version.rpartition("/")[0]
-    names = {kind.kind_name.lower(), kind.plural, kind.short, kind.short + "s"}
+    names = {kind.kind_name.lower(), kind.plural, kind.short, kind.short + ("es" if kind.short.endswith("s") else "s")}
     return names | {f"{name}.{group}" for name in names if group}
 
 
@@ -39,11 +46,11 @@ def parse_kind(word: str) -> type[Resource]:
     """
     kind = _BY_ALIAS.get(word.lower())
     if kind is None:
-        raise typer.BadParameter(f"{word!r} is not a kind: vm, vmop, node or event")
+        raise typer.BadParameter(f"{word!r} is not a kind: vm, vmclass, vmop, node or event")
     return kind
 
 
-KindName = Annotated[str, typer.Argument(metavar="KIND", help="vm, vmop, node or event.")]
+KindName = Annotated[str, typer.Argument(metavar="KIND", help="vm, vmclass, vmop, node or event.")]
 Names = Annotated[list[str] | None, typer.Argument(metavar="NAME", show_default=False)]
 
 

@@ -30,7 +30,7 @@ $ vmherd evict linux-vm --no-wait
 $ vmherd create --wait -f - < evict.yaml
 """
 
-Creatable = VirtualMachine | VirtualMachineOperation
+Creatable = operations.Creatable
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +45,26 @@ class Document:
     data: Any
 
 
+Files = Annotated[
+    list[str], typer.Option("-f", "--filename", metavar="FILE", help="YAML or JSON; - is standard input.")
+]
+OfManifests = Annotated[
+    str, typer.Option("-n", "--namespace", metavar="NAME", help="Of manifests that name none.", show_default=False)
+]
+
+
 def create(
-    files: Annotated[
-        list[str], typer.Option("-f", "--filename", metavar="FILE", help="YAML or JSON; - is standard input.")
-    ],
-    namespace: Annotated[
-        str, typer.Option("-n", "--namespace", metavar="NAME", help="Of manifests that name none.", show_default=False)
-    ] = "",
+    files: Files,
+    namespace: OfManifests = "",
     output: Annotated[Written | None, typer.Option("-o", "--output", help="Print what was created.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the operations, and for the starts of VMs.")] = False,
     timeout: Timeout = None,
 ) -> None:
-    """Create virtual machines and operations from manifests.
+    """Create virtual machines, classes of them, and operations from manifests.
 
     When one document is invalid, none is stored.
     """
-    wanted = _read_all([document for file in files for document in read_documents(file)], namespace)
+    wanted = read_files(files, namespace)
     failures = Failures()
     with open_context() as ctx:
         created: list[Creatable] = []
@@ -104,12 +108,14 @@ def _wait(ctx: Context, created: list[Creatable], failures: Failures, *, timeout
             failures.add(reason)
 
 
-def _read_all(documents: list[Document], namespace: str) -> list[tuple[str, Creatable]]:
-    """Check every document by itself.
+def read_files(files: list[str], namespace: str) -> list[tuple[str, Creatable]]:
+    """Read manifests and check every one by itself; gives each with its place, for messages.
 
     Raises:
         Invalid: Some are wrong: says which, and each of their fields that is.
+        OSError: A file can't be read.
     """
+    documents = [document for file in files for document in read_documents(file)]
     found: list[tuple[str, Creatable]] = []
     wrong: list[str] = []
     for document in documents:

@@ -1,4 +1,4 @@
-"""`vmherd delete`: an operation is aborted by it, a VM that runs nowhere is removed."""
+"""`vmherd delete`: a migration is aborted by it, a VM is stopped and removed."""
 
 import typer
 
@@ -15,10 +15,12 @@ from orchestrator.resources import (
     Reason,
     Resource,
     VirtualMachine,
+    VirtualMachineClass,
     VirtualMachineOperation,
     make_key,
 )
 from orchestrator.services import operations
+from orchestrator.services.classes import delete_class
 from orchestrator.services.context import Context
 
 EXAMPLES = """Examples:
@@ -27,7 +29,9 @@ $ vmherd delete vmop evict-linux-vm-4f1c9
 
 $ vmherd delete vm old-vm
 
-Deleting an operation aborts it; the VM runs on where it is.
+Deleting a migration aborts it; the VM runs on where it is. A stop or a start can't be taken back.
+
+Deleting a virtual machine stops it first.
 """
 
 
@@ -38,9 +42,12 @@ def delete(
     wait: Wait = True,
     timeout: Timeout = None,
 ) -> None:
-    """Delete operations, which aborts them, or virtual machines that run nowhere."""
+    """Delete operations, which aborts migrations, virtual machines, or classes that none of them names.
+
+    A virtual machine that runs is stopped first: it is Terminating until its guest has powered off.
+    """
     what, chosen = parse_targets(kind, names, needs_name=True)
-    if what not in {VirtualMachine, VirtualMachineOperation}:
+    if what not in {VirtualMachine, VirtualMachineClass, VirtualMachineOperation}:
         hint = "; `vmherd node expel` takes a host's access away" if what is Node else ""
         raise typer.BadParameter(f"a {what.kind_name} can't be deleted{hint}")
     failures = Failures()
@@ -48,7 +55,7 @@ def delete(
         aborted: list[VirtualMachineOperation] = []
         for name in chosen:
             try:
-                deleted = _delete_one(ctx, what, make_key(name, namespace))
+                deleted = _delete_one(ctx, what, make_key(name, namespace if what.namespaced else ""))
             except (Conflict, NotFound, Refused) as error:
                 failures.add(str(error))
                 continue
@@ -60,9 +67,11 @@ def delete(
     failures.end()
 
 
-def _delete_one(ctx: Context, kind: type[Resource], key: Key) -> VirtualMachine | VirtualMachineOperation:
+def _delete_one(ctx: Context, kind: type[Resource], key: Key) -> operations.Creatable:
     if kind is VirtualMachineOperation:
         return operations.delete_operation(ctx, key)
+    if kind is VirtualMachineClass:
+        return delete_class(ctx, key)
     return operations.delete_vm(ctx, key)
 
 

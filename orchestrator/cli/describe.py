@@ -1,5 +1,6 @@
 """`vmherd describe`: all about one resource, for a person."""
 
+import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
@@ -10,6 +11,7 @@ from orchestrator.cli.session import open_store
 from orchestrator.cli.tables import clean, paint
 from orchestrator.cli.terminal import Failures
 from orchestrator.errors import NotFound
+from orchestrator.planner.convergence import describe_outcome, describe_prediction
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
     Condition,
@@ -17,9 +19,13 @@ from orchestrator.resources import (
     Node,
     Resource,
     VirtualMachine,
+    VirtualMachineClass,
     VirtualMachineOperation,
     make_key,
 )
+from orchestrator.resources.machine import Machine
+from orchestrator.resources.node import HypervisorInfo
+from orchestrator.resources.scheduling import Toleration
 from orchestrator.store import Store
 
 EXAMPLES = """Examples:
@@ -61,6 +67,7 @@ def _describe(store: Store, resource: Resource, now: datetime) -> list[str]:
     if conditions:
         lines += ["Conditions:", *grid(("Type", "Status", "Reason", "Since", "Message"), _conditions(conditions, now))]
     if isinstance(resource, VirtualMachine):
+        lines += _pending(resource)
         lines += _operations(store, resource, now)
     if not isinstance(resource, Event):
         events = _events(store, resource)
@@ -87,6 +94,8 @@ def _own(store: Store, resource: Resource, now: datetime) -> list[Fact]:
             return _vm(resource, now)
         case VirtualMachineOperation():
             return _operation(resource, now)
+        case VirtualMachineClass():
+            return _class(resource)
         case Node():
             return _node(store, resource)
         case Event():
@@ -109,12 +118,17 @@ def _vm(vm: VirtualMachine, now: datetime) -> list[Fact]:
         ("Node", status.node_name),
         ("IP Address", status.ip_address),
         ("Run Policy", spec.run_policy.value),
+        ("Class", spec.virtual_machine_class_name or ""),
         ("CPU", f"{spec.cpu.cores} cores, {spec.cpu.core_fraction} reserved ({spec.cpu_millicores} millicores)"),
         ("Memory", spec.memory.size),
         ("Node Selector", _pairs(spec.node_selector)),
         ("Live Migration", spec.live_migration_policy.value),
         ("Incarnation", str(status.incarnation)),
     ]
+    if spec.tolerations:
+        found.append(("Tolerations", _tolerations(spec.tolerations)))
+    if status.machine is not None:
+        found.append(("Machine", _machine(status.machine)))
     if status.elsewhere:
         found.append(("Also Seen On", status.elsewhere))
     move = status.migration_state
@@ -149,6 +163,10 @@ def _operation(operation: VirtualMachineOperation, now: datetime) -> list[Fact]:
         found.insert(2, ("Force", str(spec.force).lower()))
     if status.downtime_ms is not None:
         found.append(("Guest Stopped", f"{status.downtime_ms} ms"))
+    if status.prediction is not None:
+        found.append(("Predicted", describe_prediction(status.prediction)))
+    if status.outcome is not None:
+        found.append(("Measured", describe_outcome(status.outcome)))
     if status.avoid:
         found.append(("Avoids", ", ".join(status.avoid)))
     grant = status.grant
@@ -163,19 +181,71 @@ def _node(store: Store, node: Node) -> list[Fact]:
     capacity, hypervisor = node.status.capacity, node.status.hypervisor
     here = [vm for vm in store.all(VirtualMachine) if vm.status.node_name == node.name]
     vms = [vm for vm in here if vm.status.phase.occupies_node]
-    reserved = sum(vm.spec.cpu_millicores for vm in vms)
+    reserved = sum(vm.running_spec.cpu_millicores for vm in vms)
+    given = sum(vm.running_spec.memory_mib for vm in vms)
     return [
         ("Ready", "yes" if node.is_ready else "no"),
         ("Unschedulable", "yes" if node.spec.unschedulable else "no"),
+        ("Taints", ", ".join(str(taint) for taint in node.spec.taints)),
         ("CPU", f"{capacity.cpu}, {reserved} millicores reserved by VMs"),
-        ("Memory", f"{memory(capacity.memory_mib)}, {memory(sum(vm.spec.memory_mib for vm in vms))} given to VMs"),
+        ("Memory", f"{memory(capacity.memory_mib)}, {memory(given)} given to VMs"),
         ("CPU Model", hypervisor.cpu_model),
+        ("Guests' CPU", _guests_cpu(hypervisor)),
         ("Hypervisor", hypervisor.version),
         ("Libvirt", hypervisor.libvirt_version),
         ("Migration URI", hypervisor.migration_uri),
         ("Host UUID", hypervisor.host_uuid),
         ("VMs", ", ".join(vm.key for vm in vms)),
     ]
+
+
+def _guests_cpu(hypervisor: HypervisorInfo) -> str:
+    cpu = hypervisor.cpu
+    by = "KVM" if hypervisor.domain_type == "kvm" else "emulation"
+    return f"{cpu.vendor} {cpu.model}, {len(cpu.features)} features, by {by}" if cpu else f"not known, by {by}"
+
+
+def _class(vm_class: VirtualMachineClass) -> list[Fact]:
+    spec, status = vm_class.spec, vm_class.status
+    cpu = status.cpu
+    return [
+        ("Phase", status.phase.value),
+        ("CPU Type", spec.cpu.type.value),
+        ("CPU Model", (cpu.model or cpu.mode) if cpu else ""),
+        ("CPU Vendor", cpu.vendor if cpu else ""),
+        ("CPU Features", " ".join(sorted(cpu.features)) if cpu else ""),
+        ("Without Features", " ".join(sorted(cpu.disabled)) if cpu else ""),
+        ("Node Selector", _pairs(spec.node_selector.match_labels)),
+        ("Node Expressions", ", ".join(str(part) for part in spec.node_selector.match_expressions)),
+        ("Tolerations", _tolerations(spec.tolerations)),
+        ("Available Nodes", ", ".join(status.available_nodes)),
+    ]
+
+
+def _tolerations(tolerations: tuple[Toleration, ...]) -> str:
+    return ", ".join(
+        f"{t.key or '*'}{'=' + t.value if t.operator == 'Equal' else ''}{':' + t.effect if t.effect else ''}"
+        for t in tolerations
+    )
+
+
+def _pending(vm: VirtualMachine) -> list[str]:
+    changes = vm.status.restart_awaiting_changes
+    if not changes:
+        return []
+    rows = [(c.path, _value(c.current_value), _value(c.desired_value)) for c in changes]
+    return ["Changes that wait for a restart:", *grid(("Field", "Runs With", "Wanted"), rows)]
+
+
+def _value(value: object) -> str:
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _machine(machine: Machine) -> str:
+    cpu = machine.cpu
+    shown = "" if cpu is None else f", CPU {cpu.model or cpu.mode}"
+    macs = ", ".join(device.mac for device in machine.devices if device.mac)
+    return f"{machine.type} ({machine.domain_type}){shown}" + (f", MAC {macs}" if macs else "")
 
 
 def _operations(store: Store, vm: VirtualMachine, now: datetime) -> list[str]:

@@ -1,4 +1,4 @@
-"""`vmherd evict` and `vmherd migrate`: make operations, and wait for what comes of them."""
+"""`vmherd start|stop|restart|evict|migrate`: make operations, and wait for what comes of them."""
 
 from typing import Annotated
 
@@ -13,7 +13,25 @@ from orchestrator.errors import Conflict, Invalid, NotFound, Refused, StoreUnava
 from orchestrator.resources import DEFAULT_NAMESPACE, OperationType, VirtualMachineOperation
 from orchestrator.resources.vmop import MigrateTo
 from orchestrator.services import operations
-from orchestrator.services.context import Context
+
+START_EXAMPLE = """Example:
+
+$ vmherd start web-1 web-2
+"""
+
+STOP_EXAMPLES = """Examples:
+
+$ vmherd stop linux-vm
+
+$ vmherd stop linux-vm --force
+"""
+
+RESTART_EXAMPLES = """Examples:
+
+$ vmherd restart linux-vm
+
+$ vmherd restart linux-vm --force --no-wait
+"""
 
 EVICT_EXAMPLES = """Examples:
 
@@ -31,15 +49,68 @@ $ vmherd migrate linux-vm --node node-3
 $ vmherd migrate web-1 web-2 -l rack=b,disk=ssd
 """
 
-Vms = Annotated[list[str], typer.Argument(metavar="VM", help="Names of running virtual machines.")]
+Vms = Annotated[list[str], typer.Argument(metavar="VM", help="Names of virtual machines.")]
+Pull = Annotated[
+    bool, typer.Option("--force", help="Pull the plug at once, in place of asking the guest to power off.")
+]
+Throttle = Annotated[
+    bool | None,
+    typer.Option(
+        "--force/--no-force",
+        help="Throttle the guest if it dirties memory too fast, or never; by default its liveMigrationPolicy says.",
+        show_default=False,
+    ),
+]
 
 
-def evict(vms: Vms, namespace: Namespace = DEFAULT_NAMESPACE, wait: Wait = True, timeout: Timeout = None) -> None:
+def start(vms: Vms, namespace: Namespace = DEFAULT_NAMESPACE, wait: Wait = True, timeout: Timeout = None) -> None:
+    """Start virtual machines.
+
+    Ends with code 0 when all run.
+    """
+    _make(OperationType.START, vms, namespace, wait=wait, timeout=timeout)
+
+
+def stop(
+    vms: Vms,
+    force: Pull = False,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    wait: Wait = True,
+    timeout: Timeout = None,
+) -> None:
+    """Stop virtual machines: their guests are asked to power off, and are given their grace period.
+
+    Takes the place of a start or a migration that is under way. Ends with code 0 when all are off.
+    """
+    _make(OperationType.STOP, vms, namespace, force=force or None, wait=wait, timeout=timeout)
+
+
+def restart(
+    vms: Vms,
+    force: Pull = False,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    wait: Wait = True,
+    timeout: Timeout = None,
+) -> None:
+    """Stop virtual machines and start them anew, which brings changes into effect that wait for it.
+
+    Ends with code 0 when all run again.
+    """
+    _make(OperationType.RESTART, vms, namespace, force=force or None, wait=wait, timeout=timeout)
+
+
+def evict(
+    vms: Vms,
+    force: Throttle = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    wait: Wait = True,
+    timeout: Timeout = None,
+) -> None:
     """Move virtual machines off their nodes; where to is chosen when there is room.
 
     Ends with code 0 when all have moved.
     """
-    _move(OperationType.EVICT, vms, namespace, None, wait=wait, timeout=timeout)
+    _make(OperationType.EVICT, vms, namespace, force=force, wait=wait, timeout=timeout)
 
 
 def migrate(
@@ -48,6 +119,7 @@ def migrate(
     labels: Annotated[
         list[str] | None, typer.Option("-l", "--selector", metavar="KEY=VALUE,...", help="To a node with these labels.")
     ] = None,
+    force: Throttle = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
     wait: Wait = True,
     timeout: Timeout = None,
@@ -57,18 +129,26 @@ def migrate(
     Ends with code 0 when all have moved.
     """
     to = MigrateTo(node_name=node, node_selector=parse_labels(labels or []))
-    _move(OperationType.MIGRATE, vms, namespace, to, wait=wait, timeout=timeout)
+    _make(OperationType.MIGRATE, vms, namespace, to, force=force, wait=wait, timeout=timeout)
 
 
-def _move(
-    kind: OperationType, vms: list[str], namespace: str, to: MigrateTo | None, *, wait: bool, timeout: float | None
+def _make(
+    kind: OperationType,
+    vms: list[str],
+    namespace: str,
+    to: MigrateTo | None = None,
+    *,
+    force: bool | None = None,
+    wait: bool,
+    timeout: float | None,
 ) -> None:
     failures = Failures()
     with open_context() as ctx:
         begun: list[VirtualMachineOperation] = []
         for vm in dict.fromkeys(vms):
             try:
-                begun.append(_begin(ctx, kind, vm, namespace, to))
+                wanted = operations.new_operation(vm, kind, namespace, to, force=force)
+                begun.append(operations.create_operation(ctx, wanted))
             except (Conflict, Invalid, NotFound, Refused) as error:
                 failures.add(f"{vm}: {error}" if len(vms) > 1 else str(error))
                 continue
@@ -83,7 +163,3 @@ def _move(
                 if reason is not None:
                     failures.add(reason)
     failures.end()
-
-
-def _begin(ctx: Context, kind: OperationType, vm: str, namespace: str, to: MigrateTo | None) -> VirtualMachineOperation:
-    return operations.create_operation(ctx, operations.new_operation(vm, kind, namespace, to))

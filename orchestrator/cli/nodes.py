@@ -15,9 +15,10 @@ from orchestrator.cli.acting import open_context
 from orchestrator.cli.session import open_store
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.errors import Conflict, Invalid, NotFound, Refused
-from orchestrator.resources import Node
+from orchestrator.resources import Node, parse
 from orchestrator.resources.meta import check_name
-from orchestrator.services.nodes import set_unschedulable
+from orchestrator.resources.scheduling import Taint
+from orchestrator.services.nodes import set_labels, set_taints, set_unschedulable
 from orchestrator.settings import settings
 from orchestrator.store import Store, access
 from orchestrator.store.connection import redis_errors
@@ -35,6 +36,18 @@ ENROLL_EXAMPLES = """Examples:
 $ vmherd node enroll node-1 --output node-1.env
 
 $ vmherd node enroll node-1 --address 192.0.2.1:6379
+"""
+LABEL_EXAMPLES = """Examples:
+
+$ vmherd node label node-1 zone=a disk=ssd
+
+$ vmherd node label node-1 disk-
+"""
+TAINT_EXAMPLES = """Examples:
+
+$ vmherd node taint node-1 dedicated=databases:NoSchedule
+
+$ vmherd node taint node-1 dedicated-
 """
 EXPEL_EXAMPLE = """Example:
 
@@ -117,6 +130,48 @@ def expel(
             raise NotFound(f"node {name!r} is not enrolled: Redis has no user {access.user_name(name)!r}")
         access.expel(store.redis, name)
         terminal.write(f"node/{name} expelled")
+
+
+@node.command("label", epilog=LABEL_EXAMPLES)
+def label(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The node's name.")],
+    labels: Annotated[list[str], typer.Argument(metavar="KEY=VALUE|KEY-", help="A minus removes a label.")],
+) -> None:
+    """Set or remove labels of a node, by which virtual machines and their classes choose where they run."""
+    changes: dict[str, str | None] = {}
+    for text in labels:
+        key, separator, value = text.partition("=")
+        removes = not separator and text.endswith("-")
+        if not separator and not removes:
+            raise typer.BadParameter(f"{text!r} is neither KEY=VALUE nor KEY-")
+        changes[text[:-1] if removes else key] = None if removes else value
+    with open_context() as ctx:
+        changed = set_labels(ctx, name, changes)
+    terminal.write(f"node/{name} {'labelled' if changed else 'not changed'}")
+
+
+@node.command("taint", epilog=TAINT_EXAMPLES)
+def taint(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The node's name.")],
+    taints: Annotated[
+        list[str], typer.Argument(metavar="KEY[=VALUE]:EFFECT|KEY[:EFFECT]-", help="A minus removes taints.")
+    ],
+) -> None:
+    """Put taints on a node, or remove them: what does not tolerate them keeps off it.
+
+    Effects are NoSchedule, PreferNoSchedule and NoExecute.
+    """
+    wanted, removed = [], []
+    for text in taints:
+        body, _, effect = text.removesuffix("-").partition(":")
+        key, separator, value = body.partition("=")
+        if text.endswith("-") and not separator:
+            removed.append((key, effect))
+        else:
+            wanted.append(parse(Taint, {"key": key, "value": value, "effect": effect}))
+    with open_context() as ctx:
+        changed = set_taints(ctx, name, wanted, removed)
+    terminal.write(f"node/{name} {'tainted' if changed else 'not changed'}")
 
 
 def _check_node_name(name: str) -> None:

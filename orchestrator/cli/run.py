@@ -134,23 +134,24 @@ def worker(role: Annotated[str, typer.Argument(help="migrate (one slot) or lifec
     if role not in {"migrate", "lifecycle"}:
         raise Invalid(f"role: {role!r} is not migrate or lifecycle")
     os.environ["VMHERD_WORKER_ROLE"] = role
+    _exec("celery", *worker_arguments(node, role))
+
+
+@run.command(name="host-shutdown", epilog="Example: VMHERD_NODE=h1 vmherd run host-shutdown")
+def host_shutdown(
+    over: Annotated[bool, typer.Option("--over", help="The host is up again: VMs may come.")] = False,
+) -> None:
+    """On a node that shuts down: wait until its VMs have left, and stop those that can't (vmherd-guests.service)."""
+    _check_node()
+    _exec("workers.shutdown", "end" if over else "begin")
+
+
+def worker_arguments(node: str, role: str) -> tuple[str, ...]:
+    """Give the arguments of Celery's command for a node's worker."""
     queue = migrate_queue(node) if role == "migrate" else lifecycle_queue(node)
     threads = 1 if role == "migrate" else _LIFECYCLE_AT_A_TIME
-    _exec(
-        "celery",
-        "-A",
-        "workers.tasks",
-        "worker",
-        "-Q",
-        queue,
-        "-n",
-        f"{role}@{node}",
-        "-P",
-        "threads",
-        "-c",
-        str(threads),
-        *_QUIET,
-    )
+    named = ("-Q", queue, "-n", f"{role}@{node}")
+    return ("-A", "workers.tasks", "worker", *named, "-P", "threads", "-c", str(threads), *_QUIET)
 
 
 def _check_node() -> str:

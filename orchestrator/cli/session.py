@@ -7,6 +7,7 @@ A command that finds no Redis says so within seconds, so nothing is tried twice 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from orchestrator.cli.simulated_herd import use_running_herd
 from orchestrator.settings import settings
 from orchestrator.store import Store
 from orchestrator.store.connection import connect
@@ -22,6 +23,7 @@ def open_store() -> Iterator[Store]:
     Raises:
         Invalid: The URL can't be used.
     """
+    use_running_herd()
     store = Store(connect(settings().redis_url.get_secret_value(), timeout_s=TIMEOUT_S, retries=0))
     try:
         yield store

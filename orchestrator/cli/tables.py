@@ -17,6 +17,7 @@ from orchestrator.resources import (
     Node,
     Resource,
     VirtualMachine,
+    VirtualMachineClass,
     VirtualMachineOperation,
     find_condition,
 )
@@ -96,6 +97,16 @@ def _reason(operation: VirtualMachineOperation) -> str:
     return condition.reason if condition else ""
 
 
+def _status_of(vm: VirtualMachine, kind: str) -> str:
+    condition = find_condition(vm.status.conditions, kind)
+    return condition.status if condition else "Unknown"
+
+
+def _class_cpu(vm_class: VirtualMachineClass) -> str:
+    cpu = vm_class.status.cpu
+    return (cpu.model or cpu.mode) if cpu else ""
+
+
 _VM: Table[VirtualMachine] = Table(
     VirtualMachine,
     (
@@ -107,6 +118,9 @@ _VM: Table[VirtualMachine] = Table(
         Column("CORES", lambda vm, _: str(vm.spec.cpu.cores), is_wide=True),
         Column("COREFRACTION", lambda vm, _: vm.spec.cpu.core_fraction, is_wide=True),
         Column("MEMORY", lambda vm, _: vm.spec.memory.size, is_wide=True),
+        Column("NEED RESTART", lambda vm, _: str(bool(vm.status.restart_awaiting_changes)), is_wide=True),
+        Column("AGENT", lambda vm, _: _status_of(vm, "AgentReady"), is_wide=True),
+        Column("MIGRATABLE", lambda vm, _: _status_of(vm, "Migratable"), is_wide=True),
         Column("RUNPOLICY", lambda vm, _: vm.spec.run_policy.value, is_wide=True),
         Column("INCARNATION", lambda vm, _: str(vm.status.incarnation), is_wide=True),
     ),
@@ -125,6 +139,18 @@ _VMOP: Table[VirtualMachineOperation] = Table(
         Column("TARGET", lambda op, _: op.status.target_node, is_wide=True),
         Column("REASON", lambda op, _: _reason(op), is_wide=True),
         Column("MESSAGE", lambda op, _: op.message, is_wide=True),
+    ),
+)
+
+_CLASS: Table[VirtualMachineClass] = Table(
+    VirtualMachineClass,
+    (
+        Column("NAME", lambda c, _: c.name),
+        Column("PHASE", lambda c, _: c.status.phase.value, is_phase=True, width=len("Pending")),
+        Column("AGE", lambda c, a: age(c.metadata.creation_timestamp, a.now), is_clock=True),
+        Column("CPUTYPE", lambda c, _: c.spec.cpu.type.value, is_wide=True),
+        Column("CPU", lambda c, _: _class_cpu(c), is_wide=True),
+        Column("NODES", lambda c, _: str(len(c.status.available_nodes)), is_wide=True),
     ),
 )
 
@@ -158,7 +184,7 @@ _EVENT: Table[Event] = Table(
     tells_deletion=False,  # they are cleared away after an hour
 )
 
-TABLES: dict[type[Resource], Table[Any]] = {table.kind: table for table in (_VM, _VMOP, _NODE, _EVENT)}
+TABLES: dict[type[Resource], Table[Any]] = {table.kind: table for table in (_VM, _CLASS, _VMOP, _NODE, _EVENT)}
 
 
 def columns_of(table: Table[Any], *, wide: bool, namespaces: bool) -> tuple[Column[Any], ...]:

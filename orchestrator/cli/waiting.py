@@ -17,6 +17,8 @@ from orchestrator.cli.follow import follow
 from orchestrator.cli.tables import clean, phase_colour
 from orchestrator.cli.terminal import tell
 from orchestrator.errors import WaitTimeout
+from orchestrator.planner.convergence import describe_outcome, describe_prediction
+from orchestrator.planner.progress import PROGRESS_SYNCING
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
     Key,
@@ -69,6 +71,21 @@ class Watched:
         stopped = f" (guest stopped for {downtime} ms)" if self.has_succeeded and downtime is not None else ""
         return clean(self.operation.message + stopped)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more comes of it."""
+        return self.is_gone or not self.operation.is_active
+
+    @property
+    def comparison(self) -> list[str]:
+        """Of a migration: what was foreseen, once it is under way; and what was measured, once it has ended."""
+        status, found = self.operation.status, list[str]()
+        if status.prediction is not None and (status.progress >= PROGRESS_SYNCING[0] or self.has_ended):
+            found.append(f"predicted: {describe_prediction(status.prediction)}")
+        if status.outcome is not None and self.has_ended:
+            found.append(f"measured: {describe_outcome(status.outcome)}")
+        return found
+
 
 class Show(Protocol):
     """Shows how far operations are."""
@@ -94,21 +111,26 @@ class Silent:
 
 
 class Lines(Silent):
-    """A line when the phase changes, and while it is Pending when the reason does."""
+    """A line when the phase changes, and while it is Pending when the reason does; and what a migration was like."""
 
     def __init__(self) -> None:
         self._shown: dict[Key, tuple[str, ...]] = {}
+        self._compared: dict[Key, list[str]] = {}
 
     def update(self, watched: Watched) -> None:
         """Print a line if there is news."""
         operation, phase = watched.operation, watched.operation.status.phase
         news = (phase.value, watched.message if phase is OperationPhase.PENDING else "")
-        if self._shown.get(operation.key) == news:
-            return
-        first = operation.key not in self._shown
-        self._shown[operation.key] = news
-        name = f" ({operation.name})" if first else ""
-        terminal.write(f"{watched.vm}: {phase.value}{name}" + (f": {watched.message}" if watched.message else ""))
+        if self._shown.get(operation.key) != news:
+            first = operation.key not in self._shown
+            self._shown[operation.key] = news
+            name = f" ({operation.name})" if first else ""
+            terminal.write(f"{watched.vm}: {phase.value}{name}" + (f": {watched.message}" if watched.message else ""))
+        told = self._compared.setdefault(operation.key, [])
+        for line in watched.comparison:
+            if line not in told:
+                told.append(line)
+                terminal.write(f"{watched.vm}: {line}")
 
 
 class Bars:
@@ -132,6 +154,7 @@ class Bars:
             expand=True,
         )
         self._tasks: dict[Key, object] = {}
+        self._ended: set[Key] = set()
 
     def update(self, watched: Watched) -> None:
         """Draw one."""
@@ -147,8 +170,11 @@ class Bars:
             phase=shown,
             message=watched.message,
         )
-        if not operation.is_active or watched.is_gone:
+        if watched.has_ended and operation.key not in self._ended:
+            self._ended.add(operation.key)
             self.progress.stop_task(task)  # type: ignore[arg-type]
+            for line in watched.comparison:
+                self.progress.console.print(f"{watched.vm}: {line}", markup=False, soft_wrap=True)
 
     def say(self, message: str) -> None:
         """Print a line above the bars."""

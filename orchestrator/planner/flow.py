@@ -5,13 +5,23 @@ A transition is a value: the new documents, and what is worth telling people. Co
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import assert_never
 
+from orchestrator.planner.convergence import measured_at_end
+from orchestrator.planner.policy import (
+    CRASHED,
+    RESTARTING,
+    START_FAILED,
+    STOPPED_BY_OPERATION,
+)
+from orchestrator.planner.standing import running_vm, shown_phase, stopped_vm
 from orchestrator.resources import (
     Action,
     Condition,
     Grant,
     GrantState,
     OperationPhase,
+    OperationType,
     Order,
     OrderKind,
     Reading,
@@ -23,6 +33,7 @@ from orchestrator.resources import (
     find_condition,
     with_condition,
 )
+from orchestrator.resources.pending import started
 from orchestrator.resources.vm import MigrationEndpoint, MigrationState
 
 BACKOFF_S = (0, 1, 2, 5, 10)
@@ -32,9 +43,6 @@ HASTY_ROUNDS = 6
 """So many rounds of a settlement follow each other as fast as the hosts answer: a switch-over takes fewer."""
 RESTS_S = (2, 5, 10, 30)
 """Waits before each later round; the last one goes on, until the world or a person has changed something."""
-
-PROGRESS_SYNCING = (10, 90)
-BULK_COPY_MAX = 45
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,6 @@ def is_said(operation: VirtualMachineOperation, reason: Reason, message: str) ->
 def granted(operation: VirtualMachineOperation, vm: VirtualMachine, grant: Grant, now: datetime) -> Transition:
     """A grant was given. A start makes its incarnation the VM's own in the same commit."""
     status = operation.status
-    reason = Reason.MIGRATION_PENDING if grant.action is Action.MIGRATE else Reason.START_IN_PROGRESS
     new = operation.with_status(
         grant=grant,
         attempts=status.attempts + 1,
@@ -86,14 +93,42 @@ def granted(operation: VirtualMachineOperation, vm: VirtualMachine, grant: Grant
         target_node=grant.target,
         not_before=None,
         unschedulable_since=None,
+        questions=status.questions and status.questions.with_(open={}, machine=""),
     )
+    reason = Reason.MIGRATION_PENDING if grant.action is Action.MIGRATE else in_progress(operation)
     new = say(new, reason, f"granted to node {grant.node}, epoch {grant.epoch}", now)
-    if grant.action is Action.MIGRATE:
-        return Transition(new)
-    starting = vm.with_status(
-        phase=VmPhase.STARTING, node_name=grant.node, incarnation=grant.incarnation, counter=0, elsewhere=""
-    )
-    return Transition(new, starting)
+    match grant.action:
+        case Action.MIGRATE:
+            return Transition(new)
+        case Action.START:
+            starting = vm.with_status(
+                phase=VmPhase.STARTING,
+                node_name=grant.node,
+                incarnation=grant.incarnation,
+                counter=0,
+                elsewhere="",
+                not_before=None,
+            )
+            return Transition(new, started(starting, now))
+        case Action.STOP:
+            return Transition(new, vm.with_status(phase=shown_phase(vm, VmPhase.STOPPING)))
+        case _:
+            assert_never(grant.action)
+
+
+def in_progress(operation: VirtualMachineOperation) -> Reason:
+    """The reason of the condition Completed while it is under way."""
+    match operation.spec.type:
+        case OperationType.START:
+            return Reason.START_IN_PROGRESS
+        case OperationType.STOP:
+            return Reason.STOP_IN_PROGRESS
+        case OperationType.RESTART:
+            return Reason.RESTART_IN_PROGRESS
+        case OperationType.EVICT | OperationType.MIGRATE:
+            return Reason.SYNCING
+        case _:
+            assert_never(operation.spec.type)
 
 
 def began(operation: VirtualMachineOperation, vm: VirtualMachine | None, now: datetime) -> Transition:
@@ -101,11 +136,14 @@ def began(operation: VirtualMachineOperation, vm: VirtualMachine | None, now: da
     grant = _grant(operation)
     new = operation.with_grant(state=GrantState.RUNNING)
     phase = operation.status.phase
-    if phase is not OperationPhase.TERMINATING:
+    if phase is OperationPhase.PENDING:
         phase = OperationPhase.IN_PROGRESS
     new = new.with_status(phase=phase, started_at=operation.status.started_at or now)
-    if grant.action is Action.START:
-        return Transition(say(new, Reason.START_IN_PROGRESS, f"node {grant.node} starts it", now))
+    if operation.status.superseded_by:
+        return Transition(new)
+    if grant.action is not Action.MIGRATE:
+        does = "starts" if grant.action is Action.START else "stops"
+        return Transition(say(new, in_progress(operation), f"node {grant.node} {does} it", now))
     new = new.with_status(progress=max(new.status.progress, 3))
     new = say(new, Reason.TARGET_PREPARING, f"node {grant.node} migrates it to {grant.target}", now)
     if vm is None or grant.adopt:
@@ -116,34 +154,6 @@ def began(operation: VirtualMachineOperation, vm: VirtualMachine | None, now: da
     moving = vm.with_status(phase=VmPhase.MIGRATING, migration_state=state)
     note = Note("MigrationStarted", f"migrates from node {grant.node} to {grant.target}")
     return Transition(new, moving, (note,))
-
-
-def progress_percent(processed: int, remaining: int, total: int, iteration: int) -> int:
-    """Give the progress of a live migration, 10 to 90 whatever a node says; the first pass gets at most 45.
-
-    Args:
-        processed: Bytes sent so far.
-        remaining: Bytes left in this pass.
-        total: Bytes of the guest's memory (and copied disks).
-        iteration: Passes so far; 0 or 1 is the first.
-    """
-    low, high = PROGRESS_SYNCING
-    if total <= 0:
-        return low
-    if iteration <= 1:
-        return low + int((BULK_COPY_MAX - low) * (_within(processed, total) / total))
-    return BULK_COPY_MAX + int((high - BULK_COPY_MAX) * (1 - _within(remaining, total) / total))
-
-
-def _within(count: int, most: int) -> int:
-    return max(0, min(count, most))
-
-
-def progressed(operation: VirtualMachineOperation, percent: int, message: str, now: datetime) -> Transition | None:
-    """The node told how far it is; None when that is nothing to be stored. Progress never falls."""
-    if percent <= operation.status.progress:
-        return None
-    return Transition(say(operation.with_status(progress=percent), Reason.SYNCING, message, now))
 
 
 def settling(
@@ -205,27 +215,77 @@ def adopted(operation: VirtualMachineOperation, epoch: int, now: datetime) -> Tr
     """The migration goes on without its holder: the same grant, a new epoch, and a worker that only watches."""
     grant = _grant(operation)
     new = operation.with_grant(
-        epoch=epoch, state=GrantState.GRANTED, adopt=True, settlement=None, granted_at=now, end="", message=""
+        epoch=epoch,
+        state=GrantState.GRANTED,
+        adopt=True,
+        settlement=None,
+        granted_at=now,
+        end="",
+        message="",
+        timed_out=False,
     )
     note = Note("MigrationAdopted", f"its worker on node {grant.node} is gone, the migration goes on; watching it")
     return Transition(say(new, Reason.SYNCING, note.message, now), notes=(note,))
 
 
+def asked(operation: VirtualMachineOperation, message: str, now: datetime) -> Transition:
+    """The guest was asked to power off; nobody waits for it but the control plane's timer.
+
+    One that was superseded meanwhile has nothing more to do: what took its place goes on from there.
+    """
+    grant = _grant(operation)
+    if operation.status.superseded_by:
+        return Transition(_close(operation, OperationPhase.SUPERSEDED, now), ended=True)
+    text = f"the guest was asked to power off, and is given {grant.grace_s} s"
+    new = say(operation.with_grant(state=GrantState.ASKED), in_progress(operation), text + message, now)
+    return Transition(new.with_status(progress=max(new.status.progress, 10)))
+
+
+def superseded(operation: VirtualMachineOperation, by: str, now: datetime) -> VirtualMachineOperation:
+    """Another operation takes its place.
+
+    A grant that some worker may act on is cancelled and still has to come to its end; the other one waits for that. One
+    whose guest was merely asked to power off ends here.
+    """
+    new = operation.with_status(phase=OperationPhase.SUPERSEDED, superseded_by=by)
+    new = say(new, Reason.SUPERSEDED, f"superseded by {by}", now)
+    grant = operation.status.grant
+    if grant is None or grant.state is GrantState.ASKED:
+        return _close(new, OperationPhase.SUPERSEDED, now)
+    return new.with_grant(cancel=True)
+
+
+def nothing_to_stop(operation: VirtualMachineOperation, vm: VirtualMachine, now: datetime) -> Transition:
+    """A Stop of a VM that does not run: what is left is to remember that a person wants it off."""
+    message = f"{vm.name} does not run"
+    new = _close(operation, OperationPhase.COMPLETED, now).with_status(progress=100)
+    new = say(new, Reason.OPERATION_COMPLETED, message, now, done=True)
+    return Transition(new, stopped_vm(vm, STOPPED_BY_OPERATION, f"stopped by {operation.name}", vm.status.counter, now))
+
+
 def completed(
     operation: VirtualMachineOperation, vm: VirtualMachine | None, reading: Reading, now: datetime
 ) -> Transition:
-    """It runs where it was to run."""
+    """It runs where it was to run; or, after a stop, nowhere."""
     grant = _grant(operation)
+    if grant.action is Action.STOP:
+        return _completed_stop(operation, vm, reading, now)
     late = operation.metadata.deletion_timestamp is not None
     migrates = grant.action is Action.MIGRATE
     message = f"runs on node {grant.target}"
     if late:
         message += "; it was too late to abort"
     new = _close(operation, OperationPhase.COMPLETED, now).with_status(
-        progress=100, downtime_ms=reading.downtime_ms, not_before=None
+        progress=100,
+        downtime_ms=reading.downtime_ms,
+        outcome=measured_at_end(operation.status.outcome, reading) if migrates else None,
+        not_before=None,
     )
-    new = say(new, Reason.OPERATION_COMPLETED, message, now, done=True)
-    moved = vm and _settled_vm(vm, grant.target, reading, now, succeeded=True if migrates else None)
+    if not operation.status.superseded_by:
+        new = say(new, Reason.OPERATION_COMPLETED, message, now, done=True)
+    moved = vm and running_vm(vm, grant.target, reading, now, succeeded=True if migrates else None)
+    if moved is not None and not migrates:
+        moved = moved.with_status(started_at=now)
     took = f", guest stopped for {reading.downtime_ms} ms" if reading.downtime_ms is not None else ""
     told = Note("MigrationSucceeded" if migrates else "Started", message + took)
     return Transition(new, moved, (told,), ended=True)
@@ -249,23 +309,32 @@ def came_back(
     """
     grant = _grant(operation)
     migrates = grant.action is Action.MIGRATE
-    back = vm and _settled_vm(vm, grant.node, reading, now, succeeded=False if migrates else None)
-    if vm is not None and not migrates:
+    starts = grant.action is Action.START
+    back = vm and running_vm(vm, grant.node, reading, now, succeeded=False if migrates else None)
+    if vm is not None and starts:
         back = vm.with_status(phase=VmPhase.PENDING, node_name="", counter=0)
-    what = "migration" if migrates else "start"
+    if operation.status.superseded_by:
+        return Transition(_close(operation, OperationPhase.SUPERSEDED, now), back, ended=True)
+    what = {Action.MIGRATE: "migration", Action.START: "start", Action.STOP: "stop"}[grant.action]
     if grant.cancel:
-        text = f"aborted; it runs on node {grant.node}" if migrates else "aborted before it was started"
+        text = "aborted before it was started" if starts else f"aborted; it runs on node {grant.node}"
         new = say(_close(operation, OperationPhase.FAILED, now), Reason.ABORTED, text, now)
         told = Note("MigrationAborted" if migrates else "StartAborted", text)
         return Transition(new, back, (told,), ended=True)
+    if grant.timed_out:
+        text = f"{why}; it runs on node {grant.node}"
+        new = say(_close(operation, OperationPhase.FAILED, now), Reason.OPERATION_FAILED, text, now)
+        return Transition(new, back, (Note("MigrationTimedOut", text, warning=True),), ended=True)
     attempts = operation.status.attempts
-    text = f"attempt {attempts} of {retry_limit}: {what} to node {grant.target} failed: {why}"
+    text = f"attempt {attempts} of {retry_limit}: {what} {'to' if migrates else 'on'} node {grant.target} failed: {why}"
     if attempts >= retry_limit:
+        if vm is not None and starts:
+            back = stopped_vm(vm, START_FAILED, text, 0, now).with_status(node_name="")
         new = say(_close(operation, OperationPhase.FAILED, now), Reason.OPERATION_FAILED, text, now)
         return Transition(new, back, (Note("OperationFailed", text, warning=True),), ended=True)
     wait = BACKOFF_S[min(attempts - 1, len(BACKOFF_S) - 1)]
     avoid = operation.status.avoid
-    if grant.target not in avoid:
+    if grant.target not in avoid and grant.action is not Action.STOP:
         avoid = (*avoid, grant.target)
     new = operation.with_status(
         phase=OperationPhase.PENDING,
@@ -274,20 +343,19 @@ def came_back(
         avoid=avoid,
         target_node="",
     )
+    if operation.status.phase is OperationPhase.IN_PROGRESS and operation.spec.type is OperationType.RESTART:
+        new = new.with_status(phase=OperationPhase.IN_PROGRESS)  # its first half is done
     new = say(new, Reason.MIGRATION_PENDING if migrates else Reason.NOT_READY, text + "; it is tried again", now)
     return Transition(new, back, (Note("AttemptFailed", text, warning=True),), ended=True)
 
 
 def gone(operation: VirtualMachineOperation, vm: VirtualMachine | None, why: str, now: datetime) -> Transition:
     """The guest ended in the middle: on neither host."""
-    new = say(_close(operation, OperationPhase.FAILED, now), Reason.OPERATION_FAILED, why, now)
+    new = _close(operation, OperationPhase.FAILED, now)
+    if not operation.status.superseded_by:
+        new = say(new, Reason.OPERATION_FAILED, why, now)
     told = Note("GuestEnded", f"the guest ended while it was migrated: {why}", warning=True)
-    stopped = None
-    if vm is not None:
-        condition = Condition(type="Running", status="False", reason="Crashed", message=why)
-        stopped = vm.with_status(
-            phase=VmPhase.STOPPED, conditions=with_condition(vm.status.conditions, condition, now), elsewhere=""
-        )
+    stopped = vm and stopped_vm(vm, CRASHED, why, vm.status.counter, now)
     return Transition(new, stopped, (told,), ended=True)
 
 
@@ -306,25 +374,27 @@ def _grant(operation: VirtualMachineOperation) -> Grant:
     return operation.with_grant().status.grant  # type: ignore[return-value] # with_grant refuses where there is none
 
 
+def _completed_stop(
+    operation: VirtualMachineOperation, vm: VirtualMachine | None, reading: Reading, now: datetime
+) -> Transition:
+    """It runs no more: a Stop has ended, a Restart goes on with a start."""
+    grant = _grant(operation)
+    how = grant.message or ("its plug was pulled" if grant.force else "the guest powered off")
+    if operation.spec.type is OperationType.RESTART and not operation.status.superseded_by:
+        new = operation.with_status(grant=None, attempts=0, progress=50, target_node="", avoid=())
+        new = say(new, Reason.RESTART_IN_PROGRESS, f"stopped on node {grant.node} ({how}); it is started again", now)
+        halfway = vm and stopped_vm(vm, RESTARTING, f"restarted by {operation.name}", reading.counter, now)
+        return Transition(new, halfway, (Note("StoppedForRestart", how),), ended=True)
+    new = _close(operation, OperationPhase.COMPLETED, now).with_status(progress=100)
+    if not operation.status.superseded_by:
+        new = say(new, Reason.OPERATION_COMPLETED, f"stopped on node {grant.node}: {how}", now, done=True)
+    stopped = vm and stopped_vm(vm, STOPPED_BY_OPERATION, f"stopped by {operation.name}", reading.counter, now)
+    return Transition(new, stopped, (Note("Stopped", how),), ended=True)
+
+
 def _close(operation: VirtualMachineOperation, phase: OperationPhase, now: datetime) -> VirtualMachineOperation:
+    """End it; one that was superseded stays so, whatever came of its grant."""
     meta = operation.metadata.with_(finalizers=())
+    if operation.status.superseded_by:
+        phase = OperationPhase.SUPERSEDED
     return operation.with_(metadata=meta).with_status(phase=phase, grant=None, finished_at=now)
-
-
-def _settled_vm(
-    vm: VirtualMachine, node: str, reading: Reading, now: datetime, *, succeeded: bool | None
-) -> VirtualMachine:
-    phase = VmPhase.PAUSE if reading.state in {"paused", "postcopy-failed"} else VmPhase.RUNNING
-    state = vm.status.migration_state
-    if state is not None and succeeded is not None and state.end_timestamp is None:
-        state = state.with_(end_timestamp=now, result="Succeeded" if succeeded else "Failed")
-    running = Condition(type="Running", status="True", reason="Running")
-    return vm.with_status(
-        phase=phase,
-        node_name=node,
-        counter=reading.counter,
-        elsewhere="",
-        migration_state=state,
-        ip_address=vm.spec.ip_address or vm.status.ip_address,
-        conditions=with_condition(vm.status.conditions, running, now),
-    )

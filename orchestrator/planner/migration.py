@@ -8,12 +8,24 @@ The plan respects the limits, and the store's commit checks them again in Redis:
 there, never wrong.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import assert_never
 
-from orchestrator.planner.placement import Demand, choose_node
+from orchestrator.planner.convergence import PolicyConflict, throttles
+from orchestrator.planner.placement import Demand, choose_node, class_obstacle, move_demand, start_demand
+from orchestrator.planner.preflight import (
+    Target,
+    find_target,
+    home_of,
+    immovable,
+    known_needs,
+    nodes_to_ask_ahead,
+)
 from orchestrator.planner.snapshot import NodeState, Snapshot
 from orchestrator.resources import (
+    Action,
     Key,
     OperationType,
     Reason,
@@ -21,25 +33,55 @@ from orchestrator.resources import (
     VirtualMachineOperation,
     VmPhase,
 )
+from orchestrator.resources.vm_spec import VirtualMachineSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Go:
-    """Grant this operation: `node` executes it, the VM is to run on `target`."""
+    """Grant this operation: `node` executes the action; the VM is to run on `target`, or is stopped there."""
 
     operation: VirtualMachineOperation
     vm: VirtualMachine
     node: str
     target: str
+    action: Action
+
+    @property
+    def spec(self) -> VirtualMachineSpec:
+        """Of the machine that is started, moved or stopped."""
+        return self.vm.spec if self.action is Action.START else self.vm.running_spec
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Not now; `reason` and `message` are for the operation's condition."""
+    """Not now; `reason` and `message` are for the operation's condition.
+
+    Attributes:
+        reserves: Its turn has come, and it goes in a moment: no later one takes its source's slot before.
+    """
 
     operation: VirtualMachineOperation
     reason: Reason
     message: str
+    reserves: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Not before these nodes have answered whether the VM can arrive there; it waits as `wait` says.
+
+    Where `is_about_needs`, its own node is asked what the VM needs.
+    """
+
+    wait: Wait
+    vm: VirtualMachine
+    nodes: tuple[str, ...]
+    is_about_needs: bool = False
+
+    @property
+    def operation(self) -> VirtualMachineOperation:
+        """The operation that waits."""
+        return self.wait.operation
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +93,22 @@ class Fail:
     message: str
 
 
-Decision = Go | Wait | Fail
+@dataclass(frozen=True, slots=True)
+class NothingToStop:
+    """Done already: the VM does not run."""
+
+    operation: VirtualMachineOperation
+    vm: VirtualMachine
+
+
+Decision = Go | Wait | Check | Fail | NothingToStop
+
+NO_NODE_FITS = frozenset({Reason.TARGET_UNSCHEDULABLE, Reason.TARGET_DISK_ERROR})
+WITHOUT_TARGET = NO_NODE_FITS | {Reason.TARGET_PREPARING, Reason.WAITING_FOR_VM_TO_BE_READY_TO_MIGRATE}
+"""Reasons for which an operation waits so long, all in all, before it fails. To queue is none."""
+ASKED_AHEAD_PER_SOURCE = 2
+ASKED_AHEAD = 32
+"""So many of those that queue for a slot have their likely targets asked meanwhile, in one plan."""
 
 
 def plan_grants(snapshot: Snapshot) -> Iterator[Decision]:
@@ -65,12 +122,15 @@ def plan_grants(snapshot: Snapshot) -> Iterator[Decision]:
     """
     nodes = dict(snapshot.nodes)
     migrating, cap = snapshot.migrating, snapshot.cap
+    queued: Counter[str] = Counter()
     for operation in snapshot.pending:
         decision = _decide(snapshot, nodes, (migrating, cap), operation)
+        if isinstance(decision, Wait) and decision.reason is Reason.MIGRATION_PENDING:
+            decision = _ask_ahead(snapshot, nodes, queued, decision)
         if isinstance(decision, Go):
-            migrates = operation.spec.type.is_migration
-            migrating += migrates
-            _take(nodes, decision, snapshot.memory_overhead_mib, migrates=migrates)
+            migrating += decision.action is Action.MIGRATE
+            _take(nodes, decision, snapshot.memory_overhead_mib)
+        _reserve(snapshot, nodes, decision)
         yield decision
 
 
@@ -80,24 +140,56 @@ def _decide(
     vm = snapshot.vms.get(Key(operation.vm_key))
     if vm is None:
         return Fail(operation, Reason.VIRTUAL_MACHINE_NOT_FOUND, f"VirtualMachine {operation.vm_key!r} is gone")
-    if operation.spec.type is OperationType.START:
-        return _decide_start(snapshot, nodes, operation, vm)
-    return _decide_migration(snapshot, nodes, slots, operation, vm)
+    if operation.key in snapshot.held:
+        return Wait(operation, Reason.NOT_READY, snapshot.held[operation.key])
+    match operation.spec.type:
+        case OperationType.START:
+            return _decide_start(snapshot, nodes, operation, vm)
+        case OperationType.STOP:
+            return _decide_stop(snapshot, nodes, operation, vm)
+        case OperationType.RESTART if vm.status.phase.occupies_node:
+            return _decide_stop(snapshot, nodes, operation, vm)
+        case OperationType.RESTART:
+            return _decide_start(snapshot, nodes, operation, vm)
+        case OperationType.EVICT | OperationType.MIGRATE:
+            return _decide_migration(snapshot, nodes, slots, operation, vm)
+        case _:
+            assert_never(operation.spec.type)
+
+
+def _decide_stop(
+    snapshot: Snapshot, nodes: dict[str, NodeState], operation: VirtualMachineOperation, vm: VirtualMachine
+) -> Decision:
+    """Decide on a Stop, or on the first half of a Restart. It needs no slot: only its node has to be there."""
+    if not vm.status.phase.occupies_node:
+        return NothingToStop(operation, vm)
+    if waiting := _holds(snapshot, operation, vm):
+        return waiting
+    node = vm.status.node_name
+    if node not in nodes or not nodes[node].ready:
+        return Wait(operation, Reason.NOT_READY, f"waits for node {node}, which is not Ready")
+    return Go(operation, vm, node, node, Action.STOP)
 
 
 def _decide_start(
     snapshot: Snapshot, nodes: dict[str, NodeState], operation: VirtualMachineOperation, vm: VirtualMachine
 ) -> Decision:
+    if vm.metadata.deletion_timestamp is not None:
+        return Fail(operation, Reason.NOT_APPLICABLE_FOR_PHASE, f"{vm.name} is being deleted")
     if vm.status.phase is VmPhase.STOPPING:
         return Wait(operation, Reason.NOT_READY, f"waits until {vm.name} is Stopped (it is Stopping)")
     if vm.status.phase.occupies_node and vm.status.phase is not VmPhase.STARTING:
         return Fail(operation, Reason.NOT_APPLICABLE_FOR_PHASE, f"{vm.name} is {vm.status.phase} already")
     if waiting := _holds(snapshot, operation, vm):
         return waiting
+    if why := class_obstacle(vm, snapshot.class_of(vm)):
+        return Wait(operation, Reason.TARGET_UNSCHEDULABLE, why)
     choice = choose_node(nodes, _demand(snapshot, operation, vm))
+    if choice.node is None and choice.full:
+        return Wait(operation, Reason.NOT_READY, "waits for a node that fits: each starts as many as it may at a time")
     if choice.node is None:
         return Wait(operation, Reason.TARGET_UNSCHEDULABLE, choice.explain())
-    return Go(operation, vm, choice.node, choice.node)
+    return Go(operation, vm, choice.node, choice.node, Action.START)
 
 
 def _decide_migration(
@@ -110,26 +202,75 @@ def _decide_migration(
     """Decide on a migration; `slots` are the herd's: taken, and cap."""
     source = vm.status.node_name
     migrating, cap = slots
+    conflict = throttles(vm.spec.live_migration_policy, operation.spec.force)
+    if isinstance(conflict, PolicyConflict):
+        return Fail(operation, Reason.NOT_APPLICABLE_FOR_LIVE_MIGRATION_POLICY, conflict.message)
     if vm.status.phase is not VmPhase.RUNNING:
-        if vm.status.phase is VmPhase.STOPPED:
-            return Fail(operation, Reason.NOT_APPLICABLE_FOR_PHASE, f"{vm.name} is Stopped, only a Running VM migrates")
+        if not vm.status.phase.occupies_node:  # else its policy, which waits for this operation, never starts it
+            message = f"{vm.name} is {vm.status.phase}, only a Running VM migrates"
+            return Fail(operation, Reason.NOT_APPLICABLE_FOR_PHASE, message)
         return Wait(operation, Reason.NOT_READY, f"waits until {vm.name} is Running (it is {vm.status.phase})")
     if waiting := _holds(snapshot, operation, vm):
         return waiting
     if source not in nodes or not nodes[source].ready:
         return Wait(operation, Reason.NOT_READY, f"waits for node {source}, which is not Ready")
+    if (tie := immovable(vm)) is not None:
+        return Fail(operation, Reason.OPERATION_FAILED, f"{vm.name} can't migrate: {tie[1]} ({tie[0]})")
+    if known_needs(vm) is None:
+        return _ask_for_needs(operation, vm)
     # Slots before nodes: who queues is not unschedulable, and most of a long queue is answered without a look at nodes.
     limits = snapshot.limits
     if nodes[source].outbound >= limits.outbound_per_node:
         return Wait(operation, Reason.MIGRATION_PENDING, f"waits for the outbound slot of node {source}")
     if 0 < cap <= migrating:
         return Wait(operation, Reason.MIGRATION_PENDING, "waits for one of the herd's migration slots")
-    choice = choose_node(nodes, _demand(snapshot, operation, vm, {source: "where it runs"}))
-    if choice.node is None and choice.full:
+    demand = _demand(snapshot, operation, vm, {source: "where it runs"})
+    target = find_target(nodes, demand, vm, operation, snapshot.now)
+    if target.node is not None:
+        return Go(operation, vm, source, target.node, Action.MIGRATE)
+    wait = _wait_for_target(operation, target)
+    return Check(wait, vm, target.ask) if target.ask else wait
+
+
+def _wait_for_target(operation: VirtualMachineOperation, target: Target) -> Wait:
+    """Say why it has no target yet."""
+    choice, asked = target.choice, sorted({*target.silent, *(target.ask if target.is_patient else ())})
+    if asked:
+        message = f"waits for the answer of node {', '.join(asked)} whether it can arrive there"
+        return Wait(operation, Reason.TARGET_PREPARING, message, reserves=target.is_patient)
+    if choice.full:
         return Wait(operation, Reason.MIGRATION_PENDING, "waits for the inbound slot of a node that fits")
-    if choice.node is None:
-        return Wait(operation, Reason.TARGET_UNSCHEDULABLE, choice.explain())
-    return Go(operation, vm, source, choice.node)
+    reason = Reason.TARGET_DISK_ERROR if target.is_disk else Reason.TARGET_UNSCHEDULABLE
+    return Wait(operation, reason, choice.explain())
+
+
+def _ask_for_needs(operation: VirtualMachineOperation, vm: VirtualMachine) -> Decision:
+    """Have its own node say what a VM needs; it does so by itself, but what it said may have been lost."""
+    source, asked = vm.status.node_name, operation.status.questions
+    message = f"waits for node {source} to say what {vm.name} needs"
+    wait = Wait(operation, Reason.WAITING_FOR_VM_TO_BE_READY_TO_MIGRATE, message)
+    is_asked = asked is not None and not asked.about and source in asked.open
+    return wait if is_asked else Check(wait, vm, (source,), is_about_needs=True)
+
+
+def _ask_ahead(snapshot: Snapshot, nodes: dict[str, NodeState], queued: Counter[str], wait: Wait) -> Decision:
+    """Have the likely targets of the first in each queue asked while they wait: the answers are there at their turn."""
+    vm = snapshot.vms[Key(wait.operation.vm_key)]
+    source = vm.status.node_name
+    queued[source] += 1
+    if queued[source] > ASKED_AHEAD_PER_SOURCE or queued.total() > ASKED_AHEAD:
+        return wait
+    demand = _demand(snapshot, wait.operation, vm, {source: "where it runs"})
+    ask = nodes_to_ask_ahead(nodes, demand, vm, wait.operation, snapshot.now)
+    return Check(wait, vm, ask) if ask else wait
+
+
+def _reserve(snapshot: Snapshot, nodes: dict[str, NodeState], decision: Decision) -> None:
+    """Keep later ones from a slot that is about to be taken; in this plan only, no slot is held for it."""
+    wait = decision.wait if isinstance(decision, Check) else decision
+    if isinstance(wait, Wait) and wait.reserves:
+        source = snapshot.vms[Key(wait.operation.vm_key)].status.node_name
+        nodes[source] = replace(nodes[source], outbound=nodes[source].outbound + 1)
 
 
 def _holds(snapshot: Snapshot, operation: VirtualMachineOperation, vm: VirtualMachine) -> Wait | None:
@@ -149,24 +290,34 @@ def _demand(
 ) -> Demand:
     migrate = operation.spec.migrate
     is_migration = operation.spec.type.is_migration
-    return Demand(
-        memory_mib=vm.spec.memory_mib + snapshot.memory_overhead_mib,
-        cpu_millicores=vm.spec.cpu_millicores,
-        labels={**vm.spec.node_selector, **(migrate.node_selector if migrate else {})},
-        node_name=migrate.node_name if migrate else "",
+    vm_class, overhead_mib = snapshot.class_of(vm), snapshot.memory_overhead_mib
+    if is_migration:
+        demand = move_demand(vm, vm_class, overhead_mib, snapshot.nodes[vm.status.node_name])
+    else:
+        demand = start_demand(vm, vm_class, overhead_mib)
+    return replace(
+        demand,
+        labels={**demand.labels, **(migrate.node_selector if migrate else {})},
+        node_name=(migrate.node_name if migrate else "") if is_migration else home_of(vm),
         exclude=exclude,
         avoid=frozenset(operation.status.avoid),
         inbound=snapshot.limits.inbound_per_node if is_migration else 0,
+        starting=0 if is_migration else snapshot.limits.starts_per_node,
     )
 
 
-def _take(nodes: dict[str, NodeState], go: Go, overhead_mib: int, *, migrates: bool) -> None:
+def _take(nodes: dict[str, NodeState], go: Go, overhead_mib: int) -> None:
+    """Count what a grant takes; a stop gives nothing back before it has ended."""
+    if go.action is Action.STOP:
+        return
+    migrates = go.action is Action.MIGRATE
     target = nodes[go.target]
     nodes[go.target] = replace(
         target,
-        memory_used_mib=target.memory_used_mib + go.vm.spec.memory_mib + overhead_mib,
-        cpu_used_millicores=target.cpu_used_millicores + go.vm.spec.cpu_millicores,
+        memory_used_mib=target.memory_used_mib + go.spec.memory_mib + overhead_mib,
+        cpu_used_millicores=target.cpu_used_millicores + go.spec.cpu_millicores,
         inbound=target.inbound + migrates,
+        starting=target.starting + (not migrates),
     )
     if migrates:
         source = nodes[go.node]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from orchestrator.planner.flow import Note
+from orchestrator.planner.policy import CRASHED, DESTROYED, POWERED_OFF, STOPPED_BY_NODE, is_to_start
+from orchestrator.planner.standing import shown_phase, stopped_vm
 from orchestrator.resources import Condition, SeenDomain, VirtualMachine, VmPhase, find_condition, with_condition
 
 ABSENT = "absent"
@@ -28,9 +30,9 @@ _PHASES = {
     "shutoff": VmPhase.STOPPED,
 }
 _STOPS = {
-    "shutdown/guest": ("GuestPoweredOff", "the guest powered itself off"),
-    "shutdown/host": ("StoppedByNode", "its node stopped it"),
-    "destroyed": ("Destroyed", "it was destroyed on its node"),
+    "shutdown/guest": (POWERED_OFF, "the guest powered itself off"),
+    "shutdown/host": (STOPPED_BY_NODE, "its node stopped it"),
+    "destroyed": (DESTROYED, "it was destroyed on its node"),
 }
 
 
@@ -73,7 +75,7 @@ def observe(vm: VirtualMachine, node: str, seen: SeenDomain, now: datetime) -> O
         notes = (
             Note("VirtualMachineRunsTwice", f"it runs on node {node} and on node {status.elsewhere}", warning=True),
         )
-    phase = _PHASES.get(seen.state, VmPhase.DEGRADED)
+    phase = shown_phase(vm, _PHASES.get(seen.state, VmPhase.DEGRADED))
     is_known = (
         node not in status.outdated
         and phase is status.phase
@@ -132,20 +134,26 @@ def _observe_absent(vm: VirtualMachine, node: str, seen: SeenDomain, now: dateti
             type="Running", status="Unknown", reason="OutcomeUnknown", message=f"left node {node} by migration"
         )
         return Observation(vm.with_status(conditions=with_condition(status.conditions, condition, now)))
-    reason, message = _STOPS.get(
-        seen.reason, ("Crashed", f"it ended on node {node} ({seen.reason or 'not known how'})")
-    )
-    condition = Condition(type="Running", status="False", reason=reason, message=message)
-    stopped = vm.with_status(
-        phase=VmPhase.STOPPED, counter=seen.counter, conditions=with_condition(status.conditions, condition, now)
-    )
-    return Observation(stopped, (Note("Stopped", message, warning=reason == "Crashed"),))
+    reason, message = _STOPS.get(seen.reason, (CRASHED, f"it ended on node {node} ({seen.reason or 'not known how'})"))
+    if seen.by_host and reason != DESTROYED:
+        reason, message = STOPPED_BY_NODE, f"node {node} was shut down"
+    stopped = stopped_vm(vm, reason, message, seen.counter, now)
+    notes: tuple[Note, ...] = (Note("Stopped", message, warning=reason == CRASHED),)
+    until = stopped.status.not_before
+    if until is not None and until > now and is_to_start(stopped):
+        wait_s = round((until - now).total_seconds())
+        times = stopped.status.failures
+        notes += (Note("BackOff", f"it stopped {times} times in a row; started again after {wait_s} s", warning=True),)
+    return Observation(stopped, notes)
 
 
 def _there(vm: VirtualMachine, node: str, seen: SeenDomain, phase: VmPhase, now: datetime) -> VirtualMachine:
+    is_running = seen.state == "running"
     condition = Condition(
-        type="Running", status="True" if phase is VmPhase.RUNNING else "False", reason=phase.value, message=seen.reason
+        type="Running", status="True" if is_running else "False", reason=phase.value, message=seen.reason
     )
+    if is_running and not vm.status.phase.occupies_node:  # its start was lost, or nobody's: it counts from now
+        vm = vm.with_status(started_at=now, not_before=None)
     return vm.with_status(
         phase=phase,
         node_name=node,

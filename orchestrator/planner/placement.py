@@ -8,6 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.planner.snapshot import NodeState
+from orchestrator.resources import VirtualMachine, VirtualMachineClass
+from orchestrator.resources.cpu import CpuRequest, NodeCpu, is_same, lacking
+from orchestrator.resources.domain_xml import wanted_cpu
+from orchestrator.resources.scheduling import NodeLabels, TaintEffect, Toleration, untolerated
+
+EVERY_NODE = NodeLabels()
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +27,12 @@ class Demand:
         exclude: Nodes that are out of the question (its own), with the reason.
         avoid: Nodes taken only when nothing else is left.
         inbound: Migrations that the node may receive at a time, this one included; 0 means no limit.
+        starting: VMs that the node may start at a time, this one included; 0 means no limit.
+        node_labels: What the VM's class asks of a node's labels besides.
+        tolerations: Taints that the VM puts up with.
+        cpu: That the node must be able to give; None: any.
+        like: Of a running guest that sees its host's own CPU: that host's.
+        kvm: Whether the node must run domains by KVM.
     """
 
     memory_mib: int
@@ -30,6 +42,79 @@ class Demand:
     exclude: Mapping[str, str] | None = None
     avoid: frozenset[str] = frozenset()
     inbound: int = 0
+    starting: int = 0
+    node_labels: NodeLabels = EVERY_NODE
+    tolerations: tuple[Toleration, ...] = ()
+    cpu: CpuRequest | None = None
+    like: NodeCpu | None = None
+    kvm: bool = False
+
+
+def start_demand(vm: VirtualMachine, vm_class: VirtualMachineClass | None, overhead_mib: int) -> Demand:
+    """Give what a VM needs of the node that is to start it.
+
+    Args:
+        vm: What is started is its spec.
+        vm_class: The class that its spec names, with its CPU known.
+        overhead_mib: QEMU's own memory.
+    """
+    wanted, machine = wanted_cpu(vm.spec, vm_class), vm.status.machine
+    if machine is not None and machine.cpu is not None and wanted is not None and machine.cpu_from == str(wanted):
+        wanted = machine.cpu.request  # it is to see the CPU that it saw before
+    return Demand(
+        memory_mib=vm.spec.memory_mib + overhead_mib,
+        cpu_millicores=vm.spec.cpu_millicores,
+        labels=_labels(vm, vm_class),
+        node_labels=vm_class.spec.node_selector if vm_class else EVERY_NODE,
+        tolerations=_tolerations(vm, vm_class),
+        cpu=wanted,
+    )
+
+
+def move_demand(
+    vm: VirtualMachine, vm_class: VirtualMachineClass | None, overhead_mib: int, source: NodeState
+) -> Demand:
+    """Give what a running VM needs of the node that it is to move to.
+
+    Where it may be follows from its spec as it is now, what it takes along from the machine that runs.
+    """
+    spec, machine = vm.running_spec, vm.status.machine
+    seen = machine.cpu.request if machine is not None and machine.cpu is not None else None
+    if machine is not None and machine.domain_type not in {"", source.domain_type}:
+        seen = None  # nodes tell of the CPUs that they give to the other kind of domain: libvirt refuses what can't be
+    return Demand(
+        memory_mib=spec.memory_mib + overhead_mib,
+        cpu_millicores=spec.cpu_millicores,
+        labels=_labels(vm, vm_class),
+        node_labels=vm_class.spec.node_selector if vm_class else EVERY_NODE,
+        tolerations=_tolerations(vm, vm_class),
+        cpu=seen,
+        like=source.cpu if seen is not None and seen.mode == "host-passthrough" else None,
+        kvm=machine is not None and machine.domain_type == "kvm" and spec.domain_template is None,
+    )
+
+
+def class_obstacle(vm: VirtualMachine, vm_class: VirtualMachineClass | None) -> str:
+    """Say why a VM can't be started for the sake of its class; empty when it can."""
+    name = vm.spec.virtual_machine_class_name
+    if name is None:
+        return ""
+    if vm_class is None:
+        return f"VirtualMachineClass {name!r} not found"
+    if vm_class.status.cpu is None or vm_class.status.observed_generation != vm_class.metadata.generation:
+        told = next((c.message for c in vm_class.status.conditions if c.type == "Ready" and c.message), "")
+        return f"VirtualMachineClass {name!r} has no CPU yet" + (f": {told}" if told else "")
+    return ""
+
+
+def _labels(vm: VirtualMachine, vm_class: VirtualMachineClass | None) -> dict[str, str]:
+    """Give a VM's own nodeSelector, less what its class says too: the class wins."""
+    said = vm_class.spec.node_selector.match_labels if vm_class else {}
+    return {key: value for key, value in vm.spec.node_selector.items() if key not in said}
+
+
+def _tolerations(vm: VirtualMachine, vm_class: VirtualMachineClass | None) -> tuple[Toleration, ...]:
+    return (*vm.spec.tolerations, *(vm_class.spec.tolerations if vm_class else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +122,7 @@ class Choice:
     """The node chosen, or None; and why other nodes were refused, by name.
 
     Attributes:
-        full: How many nodes fit, and receive as many migrations as they may.
+        full: How many nodes fit, and receive as many migrations, or start as many VMs, as they may.
     """
 
     node: str | None
@@ -69,11 +154,30 @@ def refusal(node: NodeState, demand: Demand) -> str:
     missing = [f"{k}={v}" for k, v in sorted(demand.labels.items()) if node.labels.get(k) != v]
     if missing:
         return f"without label {', '.join(missing)}"
+    if reason := _class_refusal(node, demand):
+        return reason
     if node.memory_used_mib + demand.memory_mib > node.memory_mib:
         return f"with less than {demand.memory_mib} MiB memory free"
     if node.cpu_used_millicores + demand.cpu_millicores > node.cpu_millicores:
         return f"with less than {demand.cpu_millicores} millicores CPU free"
     return ""
+
+
+def _class_refusal(node: NodeState, demand: Demand) -> str:
+    """Say why a node is none for the VM's class, its tolerations or its CPU; empty when it is."""
+    wanted = demand.node_labels
+    unmet = [f"{k}={v}" for k, v in sorted(wanted.match_labels.items()) if node.labels.get(k) != v]
+    unmet += [str(part) for part in wanted.match_expressions if not part.holds(node.labels)]
+    if unmet:
+        return f"without label {', '.join(unmet)}"
+    taints = untolerated((t for t in node.taints if t.effect is not TaintEffect.PREFER_NO_SCHEDULE), demand.tolerations)
+    if taints:
+        return f"with taint {', '.join(str(taint) for taint in taints)}"
+    if demand.kvm and node.domain_type != "kvm":
+        return "without KVM"
+    if demand.like is not None and not is_same(node.cpu, demand.like):
+        return "without an identical CPU"
+    return lacking(node.cpu, demand.cpu)
 
 
 def choose_node(nodes: Mapping[str, NodeState], demand: Demand) -> Choice:
@@ -87,7 +191,7 @@ def choose_node(nodes: Mapping[str, NodeState], demand: Demand) -> Choice:
         The choice, with a reason for every node that was refused.
     """
     refused: dict[str, str] = {}
-    best: tuple[bool, float, str] | None = None
+    best: tuple[bool, int, float, str] | None = None
     full = 0
     for name in sorted(nodes):
         node = nodes[name]
@@ -95,11 +199,12 @@ def choose_node(nodes: Mapping[str, NodeState], demand: Demand) -> Choice:
         if reason:
             refused[name] = reason
             continue
-        if demand.inbound and node.inbound >= demand.inbound:
+        if 0 < demand.inbound <= node.inbound or 0 < demand.starting <= node.starting:
             full += 1
             continue
         share = (node.cpu_used_millicores + demand.cpu_millicores) / max(node.cpu_millicores, 1)
-        rank = (name in demand.avoid, share, name)
+        disliked = len(untolerated(node.taints, demand.tolerations))
+        rank = (name in demand.avoid, disliked, share, name)
         if best is None or rank < best:
             best = rank
-    return Choice(best[2] if best else None, refused, full)
+    return Choice(best[3] if best else None, refused, full)

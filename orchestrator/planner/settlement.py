@@ -14,6 +14,8 @@ from orchestrator.resources import Reading
 
 RUNNING, INCOMING, PAUSED_MIGRATED = "running", "incoming", "paused-migrated"
 PAUSED, POSTCOPY, POSTCOPY_FAILED = "paused", "postcopy", "postcopy-failed"
+ALIVE = (RUNNING, PAUSED, POSTCOPY_FAILED, "shutdown", "crashed")
+"""States in which a domain that is to be stopped is destroyed; not those of a migration that is under way."""
 
 
 class Verdict(StrEnum):
@@ -134,6 +136,25 @@ def settle_start(reading: Reading, incarnation: int) -> Settled:
     if reading.incarnation != incarnation:
         return Settled(Verdict.PERSON, f"the host has incarnation {reading.incarnation} of it, expected {incarnation}")
     return Settled(Verdict.DONE, f"the domain is {reading.state}")
+
+
+def settle_stop(reading: Reading, incarnation: int, *, force: bool) -> Settled:
+    """Decide what a stop came to; BACK means that the guest runs on and was not, or not surely, asked.
+
+    Args:
+        reading: Read from its node after the call had ended, its grace period was over, or its holder was killed.
+        incarnation: The one that is to stop.
+        force: Whether its plug is to be pulled.
+    """
+    if not reading.present or reading.state == "shutoff":
+        return Settled(Verdict.DONE, "the domain is absent")
+    if reading.incarnation > incarnation:
+        return Settled(Verdict.PERSON, f"the host has incarnation {reading.incarnation} of it, expected {incarnation}")
+    if not force:
+        return Settled(Verdict.BACK, f"the domain is {reading.state}")
+    if reading.state not in ALIVE:
+        return Settled(Verdict.ASK_AGAIN, f"the domain is {reading.state}")
+    return Settled(Verdict.REPAIR, f"the domain is {reading.state}: destroy it", expect=ALIVE)
 
 
 def _state(reading: Reading) -> str:

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from orchestrator.resources import Key, VirtualMachine, VirtualMachineOperation
+from orchestrator.resources import Key, VirtualMachine, VirtualMachineClass, VirtualMachineOperation
+from orchestrator.resources.cpu import NodeCpu
+from orchestrator.resources.scheduling import Taint
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,12 @@ class NodeState:
         cpu_used_millicores: Likewise reserved.
         outbound: Migrations that leave it.
         inbound: Migrations that reach it.
+        starting: VMs that are being started on it.
+        generation: Of its agent, new at each of its starts.
+        platform: Tells hosts with the same CPU and hypervisor; empty if not known.
+        domain_type: What domains run by on it: `kvm` or `qemu`.
+        cpu_shares: Whether it can weigh domains against each other.
+        cpu: What its guests can get; None where it has not told.
     """
 
     name: str
@@ -30,7 +38,14 @@ class NodeState:
     cpu_used_millicores: int = 0
     outbound: int = 0
     inbound: int = 0
+    starting: int = 0
     migration_uri: str = ""
+    generation: str = ""
+    platform: str = ""
+    taints: tuple[Taint, ...] = ()
+    domain_type: str = "kvm"
+    cpu_shares: bool = True
+    cpu: NodeCpu | None = None
 
     @property
     def schedulable(self) -> bool:
@@ -40,10 +55,11 @@ class NodeState:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many migrations may run at a time; inbound 0 means no limit."""
+    """How many migrations and starts may run at a time; 0 means no limit, but for outbound."""
 
     outbound_per_node: int = 1
     inbound_per_node: int = 1
+    starts_per_node: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +70,7 @@ class Snapshot:
         pending: Operations without a grant, in the order in which they are to be served.
         migrating: Migrations that hold a slot.
         busy: VMs that must not be touched now, with the reason (an unknown migration of theirs runs).
+        held: Operations that wait for the end of one that they superseded, or of an adoption, with the reason.
     """
 
     now: datetime
@@ -62,8 +79,14 @@ class Snapshot:
     pending: tuple[VirtualMachineOperation, ...] = ()
     migrating: int = 0
     busy: Mapping[Key, str] = field(default_factory=dict)
+    held: Mapping[Key, str] = field(default_factory=dict)
     memory_overhead_mib: int = 0
     limits: Limits = Limits()
+    classes: Mapping[str, VirtualMachineClass] = field(default_factory=dict)
+
+    def class_of(self, vm: VirtualMachine) -> VirtualMachineClass | None:
+        """Give the class that a VM's spec names; None where it names none, or one that is not there."""
+        return self.classes.get(vm.spec.virtual_machine_class_name or "")
 
     @property
     def cap(self) -> int:

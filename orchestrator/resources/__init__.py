@@ -1,5 +1,6 @@
 """Resources: immutable pydantic models in the Kubernetes shape and the platform's vocabulary."""
 
+from orchestrator.resources.domain_xml import RenderHost, render_domain
 from orchestrator.resources.event import Event, event_about
 from orchestrator.resources.meta import (
     DEFAULT_NAMESPACE,
@@ -15,7 +16,8 @@ from orchestrator.resources.meta import (
     with_condition,
 )
 from orchestrator.resources.node import Node, NodeInventory, SeenDomain
-from orchestrator.resources.vm import RunPolicy, VirtualMachine, VmPhase, render_domain
+from orchestrator.resources.vm import RunPolicy, VirtualMachine, VmPhase
+from orchestrator.resources.vmclass import VirtualMachineClass
 from orchestrator.resources.vmop import (
     Action,
     Grant,
@@ -33,7 +35,8 @@ from orchestrator.resources.vmop import (
 )
 
 KINDS: dict[str, type[Resource]] = {
-    kind.kind_name: kind for kind in (VirtualMachine, VirtualMachineOperation, Node, NodeInventory, Event)
+    kind.kind_name: kind
+    for kind in (VirtualMachine, VirtualMachineClass, VirtualMachineOperation, Node, NodeInventory, Event)
 }
 """Every kind that the store keeps, by name."""
 
@@ -57,11 +60,13 @@ __all__ = [
     "Priority",
     "Reading",
     "Reason",
+    "RenderHost",
     "Resource",
     "RunPolicy",
     "SeenDomain",
     "Settlement",
     "VirtualMachine",
+    "VirtualMachineClass",
     "VirtualMachineOperation",
     "VmPhase",
     "event_about",

@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Final, Literal, NewType, Self, TypeVar
 from uuid import uuid4
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, ValidationInfo
 from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
 
 from orchestrator.errors import Invalid
 
@@ -23,12 +24,20 @@ _GENERATED_FROM = 58
 GROUP_VERSION: Final = "virtualization.deckhouse.io/v1alpha2"
 DEFAULT_NAMESPACE = "default"
 
+STORED: Final = {"stored": True}
+"""Validation context of what the store gives: it was checked at admission, and costly checks are not done again."""
+_SHOWN_AT_MOST = 80
+_LONGEST_NUMBER = 256
+"""In bits."""
+_CAUSES_AT_MOST = 20
+_MISPLACED: Final = "misplaced"
+
 
 def check_name(value: str) -> str:
     """Accept a DNS-1123 label only: names become parts of Redis keys and ACL patterns."""
     if not DNS_LABEL.fullmatch(value):
         raise ValueError(
-            f"{value!r} is not a DNS label: lower-case letters, digits and '-', 1 to 63, no '-' at either end"
+            f"{shown(value)} is not a DNS label: lower-case letters, digits and '-', 1 to 63, no '-' at either end"
         )
     return value
 
@@ -40,7 +49,7 @@ def _rfc3339(value: datetime) -> str:
 Name = Annotated[str, AfterValidator(check_name)]
 Timestamp = Annotated[datetime, PlainSerializer(_rfc3339, return_type=str)]
 
-_QUANTITY = re.compile(r"([0-9]+)(Ki|Mi|Gi|Ti|k|M|G|T)?")
+_QUANTITY = re.compile(r"([0-9]{1,18})(Ki|Mi|Gi|Ti|k|M|G|T)?")
 _FACTORS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -48,7 +57,7 @@ def quantity_bytes(value: str) -> int:
     """Read a Kubernetes quantity of bytes (`192Mi`, `2Gi`, `1000000`)."""
     match = _QUANTITY.fullmatch(value)
     if match is None:
-        raise ValueError(f"{value!r} is not a quantity such as 512Mi or 2Gi")
+        raise ValueError(f"{shown(value)} is not a quantity such as 512Mi or 2Gi")
     return int(match[1]) * _FACTORS[match[2] or ""]
 
 
@@ -187,8 +196,33 @@ def new_metadata(meta: ObjectMeta, *, namespaced: bool, now: datetime, suffix: s
             except ValueError as error:
                 raise Invalid(f"{path}: {error}", ((path, str(error)),)) from error
     return meta.with_(
-        name=name, namespace=namespace, uid=meta.uid or str(uuid4()), creation_timestamp=now, resource_version=""
+        name=name,
+        namespace=namespace,
+        uid=meta.uid or str(uuid4()),
+        creation_timestamp=now,
+        resource_version="",
+        generation=1,
     )
+
+
+def is_stored(info: ValidationInfo) -> bool:
+    """Whether a validator runs on what was checked before."""
+    return info.context is STORED
+
+
+def misplaced(*causes: tuple[str, str]) -> PydanticCustomError:
+    """Make the error of a validator that looks at several fields and knows which of them are wrong.
+
+    Args:
+        causes: Pairs of a path below the validator's model (`disks[1].name`) and what is wrong there; at least one.
+    """
+    summary = "; ".join(f"{path}: {why}" for path, why in causes)
+    return PydanticCustomError(_MISPLACED, "{summary}", {"summary": summary, "causes": causes})
+
+
+def unquoted(why: str) -> PydanticCustomError:
+    """Make the error of a validator whose input must not be repeated: it may hold a secret."""
+    return PydanticCustomError("unquoted", "{why}", {"why": why})
 
 
 _Parsed = TypeVar("_Parsed", bound=BaseModel)
@@ -198,17 +232,44 @@ def parse(model: type[_Parsed], data: Any) -> _Parsed:
     """Validate outside data against a model.
 
     Raises:
-        Invalid: Names each field by its path and says what is wrong with it.
+        Invalid: Names each field by its path and says what is wrong with it (of very many, the first ones).
     """
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        causes = tuple((_path(e["loc"]), _say(e)) for e in error.errors(include_url=False))
-        raise Invalid("; ".join(f"{path}: {why}" for path, why in causes), causes) from error
+        causes = tuple(cause for e in error.errors(include_url=False) for cause in _causes(e))
+        said = [f"{path}: {why}" for path, why in causes[:_CAUSES_AT_MOST]]
+        if len(causes) > _CAUSES_AT_MOST:
+            said.append(f"and {len(causes) - _CAUSES_AT_MOST} more")
+        raise Invalid("; ".join(said), causes) from error
+
+
+def shown(value: object) -> str:
+    """Write a value from outside into a message, cut where it is long."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > _LONGEST_NUMBER:
+        return f"a number of {value.bit_length()} bits"  # Python refuses to write the largest ones in decimal
+    if isinstance(value, dict | list | tuple | set):
+        return f"a {type(value).__name__}"
+    text = repr(value)
+    return text if len(text) <= _SHOWN_AT_MOST else f"{text[: _SHOWN_AT_MOST - 1]}…"
+
+
+def _causes(error: Any) -> list[tuple[str, str]]:
+    path = _path(error["loc"])
+    if error["type"] != _MISPLACED:
+        return [(path, _say(error))]
+    return [(f"{path}.{below}".removeprefix("document."), why) for below, why in error["ctx"]["causes"]]
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".") or "document"
+    parts = (f"[{p}]" if isinstance(p, int) else f".{_key(p)}" for p in location)
+    return "".join(parts).lstrip(".") or "document"
+
+
+def _key(name: str) -> str:
+    """Write the name of a field, which may be anything: what can't be printed is escaped, and it is cut where long."""
+    printed = name if name.isprintable() else name.encode("unicode_escape").decode()
+    return printed if len(printed) <= _SHOWN_AT_MOST else f"{printed[:_SHOWN_AT_MOST]}…"
 
 
 def _say(error: Any) -> str:
@@ -217,8 +278,11 @@ def _say(error: Any) -> str:
             return "unknown field"
         case "missing":
             return "is required"
+        case "unquoted":
+            return str(error["msg"])
         case _:
             message: str = error["msg"].removeprefix("Value error, ")
             given = error.get("input")
-            shown = "" if isinstance(given, dict | list) or repr(given) in message else f" (given: {given!r})"
-            return message[:1].lower() + message[1:] + shown
+            told = shown(given)
+            tail = "" if isinstance(given, dict | list) or told in message else f" (given: {told})"
+            return message[:1].lower() + message[1:] + tail

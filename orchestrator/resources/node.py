@@ -1,19 +1,36 @@
 """`Node`: a hypervisor host, in the shape of Kubernetes' own; and what its inventory last said."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, model_validator
 
-from orchestrator.resources.meta import Condition, Model, Resource, Timestamp, find_condition
+from orchestrator.resources.cpu import NodeCpu
+from orchestrator.resources.meta import Condition, Model, Resource, Timestamp, find_condition, is_stored, misplaced
+from orchestrator.resources.scheduling import Taint
 
 Count = Annotated[int, Field(ge=0, le=2**40)]
 """What a node counts. Bounded, as scripts and other nodes' counters go on from it."""
 
 
 class NodeSpec(Model):
-    """What people say of a node."""
+    """What people say of a node.
+
+    Attributes:
+        unschedulable: Cordoned: no VM starts or lands there.
+        taints: Marks that keep VMs off it that don't tolerate them; a key has each effect once.
+    """
 
     unschedulable: bool = False
+    taints: tuple[Taint, ...] = Field((), max_length=64)
+
+    @model_validator(mode="after")
+    def _check_taints(self, info: ValidationInfo) -> Self:
+        seen: set[tuple[str, str]] = set()
+        for number, taint in enumerate(() if is_stored(info) else self.taints):
+            if (taint.key, taint.effect) in seen:
+                raise misplaced((f"taints[{number}].key", f"{taint.key} has effect {taint.effect} already"))
+            seen.add((taint.key, taint.effect))
+        return self
 
 
 class Capacity(Model):
@@ -29,13 +46,28 @@ class Capacity(Model):
 
 
 class HypervisorInfo(Model):
-    """How other hosts reach it, and what it runs."""
+    """How other hosts reach it, and what it runs.
+
+    Attributes:
+        domain_type: What domains run by there: `kvm`, or `qemu` for emulation.
+        cpu_shares: Whether it can weigh domains by the CPU that they reserve.
+        cpu: What its guests can get; None where it has not told.
+    """
 
     migration_uri: str = ""
     host_uuid: str = ""
     cpu_model: str = ""
     version: str = ""
     libvirt_version: str = ""
+    domain_type: Literal["kvm", "qemu"] = "kvm"
+    cpu_shares: bool = True
+    cpu: NodeCpu | None = None
+
+    @property
+    def platform(self) -> str:
+        """Equal for hosts with the same CPU and the same hypervisor; empty where that is not known."""
+        parts = (self.cpu_model, self.version, self.libvirt_version)
+        return "/".join(parts) if all(parts) else ""
 
 
 class NodeStatus(Model):
@@ -69,9 +101,15 @@ class Node(Resource):
         return condition is not None and condition.status == "True"
 
     @property
+    def is_shutting_down(self) -> bool:
+        """Whether its host has begun an orderly shutdown: its VMs leave, or are stopped as its doing."""
+        condition = find_condition(self.status.conditions, "ShuttingDown")
+        return condition is not None and condition.status == "True"
+
+    @property
     def is_schedulable(self) -> bool:
         """Whether VMs may start or land on it. Their number is the herd's cap on migrations."""
-        return self.is_ready and not self.spec.unschedulable
+        return self.is_ready and not self.spec.unschedulable and not self.is_shutting_down
 
     def with_status(self, **changes: object) -> "Node":
         """Give a copy with some of its status changed."""
@@ -86,6 +124,8 @@ class SeenDomain(Model):
         vm: `namespace/name` from the domain's own metadata, empty for what we don't manage.
         ran: Whether it ran here since it came. So a copy that is gone is told from one that never ran: the first has
             changed its disk, and the source's older copy must not be resumed.
+        persistent: Whether its host has a definition of it. Not of ours, unless somebody defined it behind our back.
+        by_host: Whether it went while its host was being shut down: the node's doing, not the guest's.
         counter: The number of the report.
     """
 
@@ -100,6 +140,8 @@ class SeenDomain(Model):
     job: bool = False
     addresses: tuple[str, ...] = ()
     ran: bool = False
+    persistent: bool = False
+    by_host: bool = False
     counter: int = 0
 
 

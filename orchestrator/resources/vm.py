@@ -1,23 +1,35 @@
 """`VirtualMachine`: what a person wants to run, and what is known of it."""
 
-import math
-import re
-import xml.etree.ElementTree as ET
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from orchestrator.resources.meta import GROUP_VERSION, Condition, Model, Resource, Timestamp, quantity_bytes
+from orchestrator.resources.adoption import Adoption
+from orchestrator.resources.machine import Machine
+from orchestrator.resources.meta import GROUP_VERSION, Condition, Model, Resource, Timestamp
+from orchestrator.resources.needs import Arrival, MachineNeeds
+from orchestrator.resources.vm_spec import (
+    Cpu,
+    LiveMigrationPolicy,
+    Memory,
+    RunPolicy,
+    VirtualMachineSpec,
+)
 
-
-class RunPolicy(StrEnum):
-    """When a VM is to run."""
-
-    ALWAYS_ON = "AlwaysOn"
-    ALWAYS_ON_UNLESS_STOPPED_MANUALLY = "AlwaysOnUnlessStoppedManually"
-    MANUAL = "Manual"
-    ALWAYS_OFF = "AlwaysOff"
+__all__ = [
+    "Change",
+    "Cpu",
+    "LiveMigrationPolicy",
+    "Memory",
+    "MigrationEndpoint",
+    "MigrationState",
+    "RunPolicy",
+    "VirtualMachine",
+    "VirtualMachineSpec",
+    "VirtualMachineStatus",
+    "VmPhase",
+]
 
 
 class VmPhase(StrEnum):
@@ -39,87 +51,6 @@ class VmPhase(StrEnum):
         return self not in {VmPhase.PENDING, VmPhase.STOPPED}
 
 
-class LiveMigrationPolicy(StrEnum):
-    """How hard a migration may press the guest."""
-
-    ALWAYS_SAFE = "AlwaysSafe"
-    PREFER_SAFE = "PreferSafe"
-    ALWAYS_FORCED = "AlwaysForced"
-    PREFER_FORCED = "PreferForced"
-
-
-_CORE_FRACTION = re.compile(r"(100|[1-9][0-9]?)%")
-
-
-def _check_core_fraction(value: str) -> str:
-    if not _CORE_FRACTION.fullmatch(value):
-        raise ValueError("must be 1% to 100%")
-    return value
-
-
-def _check_memory(value: str) -> str:
-    if quantity_bytes(value) < 2**20:
-        raise ValueError(f"{value!r} is less than 1Mi")
-    return value
-
-
-def _check_template(value: str) -> str:
-    try:
-        root = ET.fromstring(value)  # noqa: S314
-    except ET.ParseError as error:
-        raise ValueError(f"is not well-formed XML: {error}") from error
-    if root.tag != "domain":
-        raise ValueError(f"is not a libvirt domain: its root element is <{root.tag}>")
-    return value
-
-
-class Cpu(Model):
-    """Virtual CPUs.
-
-    Attributes:
-        cores: How many the guest sees.
-        core_fraction: How much of each is reserved; the guest may use more while the host is idle.
-    """
-
-    cores: int = Field(1, ge=1, le=1024)
-    core_fraction: Annotated[str, AfterValidator(_check_core_fraction)] = "100%"
-
-
-class Memory(Model):
-    """Guest memory, as a quantity such as `2Gi`."""
-
-    size: Annotated[str, AfterValidator(_check_memory)]
-
-
-class VirtualMachineSpec(Model):
-    """What is wanted.
-
-    Attributes:
-        domain_template: A libvirt domain XML. Its name, uuid, memory and vcpu are replaced by this resource's.
-        node_selector: Labels that a node must have.
-        ip_address: The guest's own fixed address, where it has one.
-    """
-
-    run_policy: RunPolicy = RunPolicy.ALWAYS_ON_UNLESS_STOPPED_MANUALLY
-    cpu: Cpu = Cpu(cores=1, core_fraction="100%")
-    memory: Memory
-    node_selector: dict[str, str] = Field(default_factory=dict)
-    live_migration_policy: LiveMigrationPolicy = LiveMigrationPolicy.PREFER_SAFE
-    termination_grace_period_seconds: int = Field(60, ge=0)
-    ip_address: str = ""
-    domain_template: Annotated[str, AfterValidator(_check_template)]
-
-    @property
-    def memory_mib(self) -> int:
-        """Guest memory, MiB, rounded up."""
-        return -(-quantity_bytes(self.memory.size) // 2**20)
-
-    @property
-    def cpu_millicores(self) -> int:
-        """CPU reservation: ceil(cores * 1000 * coreFraction / 100)."""
-        return math.ceil(self.cpu.cores * 1000 * int(self.cpu.core_fraction[:-1]) / 100)
-
-
 class MigrationEndpoint(Model):
     """One side of a migration."""
 
@@ -136,6 +67,21 @@ class MigrationState(Model):
     result: Literal["", "Succeeded", "Failed"] = ""
 
 
+class Change(Model):
+    """One field of the spec that waits for a restart.
+
+    Attributes:
+        path: `spec.memory.size`, `spec.disks[root].file.path`.
+        current_value: Of the machine that runs; None: not there.
+        desired_value: Likewise of the spec.
+    """
+
+    path: str
+    operation: Literal["add", "remove", "replace"]
+    current_value: Any = None
+    desired_value: Any = None
+
+
 class VirtualMachineStatus(Model):
     """What is known.
 
@@ -146,6 +92,15 @@ class VirtualMachineStatus(Model):
         elsewhere: Another node that shows it running too: the target of a migration begun behind our back, before its
             source has told that it left; or the sign that it runs twice.
         outdated: Nodes that show a copy of a lower incarnation, which must not run. It never becomes the VM again.
+        started_at: When its present, or last, incarnation began to run.
+        failures: Stops in a row that nobody asked for.
+        not_before: It is not started again before this instant (back-off).
+        needs: What it needs of a host to which it migrates, as its node told last.
+        arrivals: By node, whether it can arrive there, as that node answered last.
+        machine: What it was given at its last start: it is given the same at the next.
+        applied: The spec that it was started with, kept from the first change on that needs a restart; None: `spec`.
+        restart_awaiting_changes: What a restart would change.
+        adoption: Its adoption or release, while that is under way: nothing else is done to it then.
     """
 
     phase: VmPhase = VmPhase.PENDING
@@ -155,8 +110,17 @@ class VirtualMachineStatus(Model):
     counter: int = 0
     elsewhere: str = ""
     outdated: tuple[str, ...] = ()
+    started_at: Timestamp | None = None
+    failures: int = 0
+    not_before: Timestamp | None = None
+    needs: MachineNeeds | None = None
+    arrivals: dict[str, Arrival] = Field(default_factory=dict)
+    adoption: Adoption | None = None
     conditions: tuple[Condition, ...] = ()
     migration_state: MigrationState | None = None
+    machine: Machine | None = None
+    applied: VirtualMachineSpec | None = None
+    restart_awaiting_changes: tuple[Change, ...] = ()
 
 
 class VirtualMachine(Resource):
@@ -177,28 +141,12 @@ class VirtualMachine(Resource):
         """The libvirt domain's name on every host."""
         return f"{self.metadata.namespace}.{self.name}"
 
+    @property
+    def running_spec(self) -> VirtualMachineSpec:
+        """The spec of the machine that runs: what it takes of its node goes by this one."""
+        applied = self.status.applied
+        return applied if applied is not None and self.status.phase.occupies_node else self.spec
+
     def with_status(self, **changes: object) -> "VirtualMachine":
         """Give a copy with some of its status changed."""
         return self.with_(status=self.status.with_(**changes))
-
-
-def render_domain(vm: VirtualMachine) -> str:
-    """Make the domain XML of a VM from its template: name, uuid, memory and vCPUs are the resource's."""
-    root = ET.fromstring(vm.spec.domain_template)  # noqa: S314 - checked at admission
-    values = {
-        "name": vm.domain_name,
-        "uuid": vm.metadata.uid,
-        "memory": str(vm.spec.memory_mib * 1024),
-        "currentMemory": str(vm.spec.memory_mib * 1024),
-        "vcpu": str(vm.spec.cpu.cores),
-    }
-    for tag, value in values.items():
-        element = root.find(tag)
-        if element is None:
-            element = ET.SubElement(root, tag)
-        element.text = value
-        if tag in {"memory", "currentMemory"}:
-            element.attrib["unit"] = "KiB"
-        if tag == "vcpu":
-            element.attrib.pop("current", None)
-    return ET.tostring(root, encoding="unicode")

@@ -1,5 +1,6 @@
 """What every service works with, and the two habits that all share: decide again on a conflict, tell what happened."""
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,22 +32,39 @@ _ATTEMPTS = 20
 _RESULT_AFTER_MS = 5_000
 
 
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """This machine's clocks; the tests' scenarios hand in simulated ones.
+
+    Attributes:
+        now: The time of day: for people, never for a decision over shared state (that is Redis's own time).
+        monotonic: Seconds since some moment, never set back.
+    """
+
+    now: Callable[[], datetime] = _utc_now
+    monotonic: Callable[[], float] = time.monotonic
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The store, the way to send messages, and the settings."""
+    """The store, the way to send messages, the settings, and the clock."""
 
     store: Store
     messenger: Messenger
+    clock: Clock = Clock()
 
     @property
     def config(self) -> Settings:
         """The settings of this process."""
         return self.store.config
 
-
-def now() -> datetime:
-    """This machine's clock; for people, never for a decision over shared state."""
-    return datetime.now(UTC)
+    def now(self) -> datetime:
+        """The time of day by this machine's clock; for people, never for a decision over shared state."""
+        return self.clock.now()
 
 
 def deciding(decide: Callable[[], T]) -> T:
@@ -105,6 +123,9 @@ def put_timers(ctx: Context, batch: Batch, operation: VirtualMachineOperation) -
         case GrantState.RUNNING:
             batch.effect("ZREM", keys.AWAITING, key)
             batch.effect("DEADLINE", keys.DEADLINES, key, int(ctx.config.grant_ttl * 1000))
+        case GrantState.ASKED:
+            batch.effect("ZREM", keys.DEADLINES, key)
+            batch.effect("DEADLINE", keys.AWAITING, key, grant.grace_s * 1000)
         case GrantState.SETTLING:
             batch.effect("ZREM", keys.DEADLINES, key)
             rest = rest_s(grant.settlement) if grant.settlement else 0
@@ -116,8 +137,8 @@ def send_grant(ctx: Context, operation: VirtualMachineOperation) -> None:
     grant = operation.status.grant
     if grant is None:
         return
-    task = Task.NODE_MIGRATE if grant.action is Action.MIGRATE else Task.NODE_START
-    ctx.messenger.send(Message(task, grant_queue(grant), (operation.vm_key, operation.key, grant.epoch)))
+    task = {Action.MIGRATE: Task.NODE_MIGRATE, Action.START: Task.NODE_START, Action.STOP: Task.NODE_STOP}
+    ctx.messenger.send(Message(task[grant.action], grant_queue(grant), (operation.vm_key, operation.key, grant.epoch)))
 
 
 def grant_queue(grant: Grant) -> str:

@@ -7,35 +7,48 @@ schedulable nodes counted there and then), that the target may take VMs, and tha
 from collections.abc import Iterator
 
 from orchestrator.errors import Conflict
-from orchestrator.planner.flow import failed, granted, is_said, say
-from orchestrator.planner.migration import Fail, Go, Wait, plan_grants
+from orchestrator.planner.flow import failed, granted, is_said, nothing_to_stop, say
+from orchestrator.planner.migration import (
+    NO_NODE_FITS,
+    WITHOUT_TARGET,
+    Check,
+    Fail,
+    Go,
+    NothingToStop,
+    Wait,
+    plan_grants,
+)
+from orchestrator.planner.preflight import copied_disks
+from orchestrator.planner.progress import forecast
 from orchestrator.planner.snapshot import Snapshot
 from orchestrator.queues import Task
 from orchestrator.resources import (
     Action,
     Grant,
+    OrderKind,
     Reason,
+    RenderHost,
     VirtualMachine,
     VirtualMachineOperation,
     render_domain,
 )
-from orchestrator.resources.vm import LiveMigrationPolicy
+from orchestrator.services import preflight
 from orchestrator.services.context import (
     Context,
     log,
-    now,
     put_timers,
     put_transition,
     send_grant,
 )
 from orchestrator.services.herd import Herd
+from orchestrator.services.migrations import foreseen, migration_terms
+from orchestrator.services.policies import keep
 from orchestrator.services.results import publish_result
 from orchestrator.store import Refusal, keys
 from orchestrator.store.connection import redis_errors
 
 _EPOCHS_AT_A_TIME = 64
 _TOLD_AT_A_TIME = 100
-_FORCED = {LiveMigrationPolicy.ALWAYS_FORCED, LiveMigrationPolicy.PREFER_FORCED}
 
 
 def grant_pending(ctx: Context, herd: Herd) -> int:
@@ -60,12 +73,17 @@ def grant_pending(ctx: Context, herd: Herd) -> int:
                     if refusal is not None and refusal.check == "identity":
                         return count  # recovery mode: nothing is granted
                 case Wait() if _has_waited_too_long(ctx, snapshot, decision):
-                    message = f"no node fits for {ctx.config.unschedulable_timeout}: {decision.message}"
-                    _fail(ctx, decision.operation, decision.reason, message)
+                    _give_up(ctx, decision)
                 case Wait():
                     waiting.append(decision)
+                case Check(wait=wait) if _has_waited_too_long(ctx, snapshot, wait):
+                    _give_up(ctx, wait)
+                case Check():
+                    _ask(ctx, snapshot, decision)
                 case Fail():
                     _fail(ctx, decision.operation, decision.reason, decision.message)
+                case NothingToStop():
+                    _end_without_grant(ctx, decision)
         except Conflict:
             continue  # someone changed it meanwhile, and whoever did so wakes this task again
     _tell(ctx, snapshot, waiting)
@@ -79,30 +97,37 @@ def _epochs(ctx: Context, most: int) -> Iterator[int]:
 
 
 def _grant(ctx: Context, snapshot: Snapshot, go: Go, epoch: int) -> Refusal | None:
-    at = now()
+    at = ctx.now()
     target = snapshot.nodes[go.target]
-    migrates = go.operation.spec.type.is_migration
+    migrates = go.action is Action.MIGRATE
+    grace_s = go.vm.spec.termination_grace_period_seconds
     grant = Grant(
         epoch=epoch,
-        action=Action.MIGRATE if migrates else Action.START,
+        action=go.action,
         node=go.node,
         target=go.target,
         uuid=go.vm.metadata.uid,
-        incarnation=go.vm.status.incarnation + (0 if migrates else 1),
-        memory_mib=go.vm.spec.memory_mib + snapshot.memory_overhead_mib,
-        cpu_millicores=go.vm.spec.cpu_millicores,
+        incarnation=go.vm.status.incarnation + (go.action is Action.START),
+        memory_mib=go.spec.memory_mib + snapshot.memory_overhead_mib,
+        cpu_millicores=go.spec.cpu_millicores,
         granted_at=at,
         target_uri=target.migration_uri if migrates else "",
-        bandwidth_mib_s=ctx.config.bandwidth_mib_s if migrates else 0,
-        auto_converge=migrates and _auto_converge(go),
-        domain_xml="" if migrates else render_domain(go.vm),
+        **(migration_terms(ctx.config, go.operation, go.vm) if migrates else {}),
+        copy_disks=copied_disks(go.vm) if migrates else (),
+        domain_xml=_domain_xml(snapshot, go) if go.action is Action.START else "",
+        force=go.action is Action.STOP and (bool(go.operation.spec.force) or grace_s == 0),
+        grace_s=grace_s if go.action is Action.STOP else 0,
     )
     transition = granted(go.operation, go.vm, grant, at)
-    batch = ctx.store.batch().check("identity").check("schedulable", go.target)
+    if migrates:
+        transition = forecast(transition, foreseen(grant, go.vm))
+    batch = ctx.store.batch().check("identity")
     if migrates:
         limits = snapshot.limits
         batch.check("slots", go.operation.key, go.node, go.target, limits.outbound_per_node, limits.inbound_per_node)
-    batch.check("fits", go.target, grant.memory_mib, grant.cpu_millicores, target.memory_mib, target.cpu_millicores)
+    if go.action is not Action.STOP:
+        batch.check("schedulable", go.target)
+        batch.check("fits", go.target, grant.memory_mib, grant.cpu_millicores, target.memory_mib, target.cpu_millicores)
     if transition.vm is None:
         # What stopped or moved the VM since the plan's snapshot makes this a refusal.
         batch.check("unchanged", VirtualMachine.kind_name, go.vm.key, go.vm.version)
@@ -117,19 +142,35 @@ def _grant(ctx: Context, snapshot: Snapshot, go: Go, epoch: int) -> Refusal | No
     return None
 
 
-def _auto_converge(go: Go) -> bool:
-    force = go.operation.spec.force
-    policy = go.vm.spec.live_migration_policy
-    if force is None or policy in {LiveMigrationPolicy.ALWAYS_SAFE, LiveMigrationPolicy.ALWAYS_FORCED}:
-        return policy in _FORCED
-    return force
+def _domain_xml(snapshot: Snapshot, go: Go) -> str:
+    target = snapshot.nodes[go.target]
+    host = RenderHost(domain_type=target.domain_type, cpu_shares=target.cpu_shares)
+    return render_domain(go.vm, snapshot.class_of(go.vm), host)
 
 
 def _has_waited_too_long(ctx: Context, snapshot: Snapshot, wait: Wait) -> bool:
     since = wait.operation.status.unschedulable_since
-    if wait.reason is not Reason.TARGET_UNSCHEDULABLE or since is None:
+    if wait.reason not in WITHOUT_TARGET or since is None:
         return False
     return snapshot.now - since >= ctx.config.unschedulable_timeout
+
+
+def _give_up(ctx: Context, wait: Wait) -> None:
+    timeout = ctx.config.unschedulable_timeout
+    if wait.reason in NO_NODE_FITS:
+        _fail(ctx, wait.operation, wait.reason, f"no node fits for {timeout}: {wait.message}")
+    else:
+        _fail(ctx, wait.operation, Reason.OPERATION_FAILED, f"no target for {timeout}: it {wait.message}")
+
+
+def _ask(ctx: Context, snapshot: Snapshot, check: Check) -> None:
+    """Ask nodes what has to be known first, and say meanwhile why the operation waits."""
+    operation = check.wait.operation
+    said = _waits(check.wait, snapshot) or operation
+    kind = OrderKind.DESCRIBE if check.is_about_needs else OrderKind.CHECK
+    batch = ctx.store.batch()
+    preflight.ask(ctx, batch, operation, said, check.vm, check.nodes, kind)
+    ctx.store.must_commit(batch)
 
 
 def _tell(ctx: Context, snapshot: Snapshot, waiting: list[Wait]) -> None:
@@ -153,7 +194,7 @@ def _tell(ctx: Context, snapshot: Snapshot, waiting: list[Wait]) -> None:
 def _waits(wait: Wait, snapshot: Snapshot) -> VirtualMachineOperation | None:
     """The operation that says why it waits; None when it says so already."""
     operation, at = wait.operation, snapshot.now
-    is_unschedulable = wait.reason is Reason.TARGET_UNSCHEDULABLE
+    is_unschedulable = wait.reason in WITHOUT_TARGET
     since = operation.status.unschedulable_since
     if is_said(operation, wait.reason, wait.message) and is_unschedulable == (since is not None):
         return None
@@ -161,10 +202,21 @@ def _waits(wait: Wait, snapshot: Snapshot) -> VirtualMachineOperation | None:
     return new.with_status(unschedulable_since=(since or at) if is_unschedulable else None)
 
 
+def _end_without_grant(ctx: Context, decision: NothingToStop) -> None:
+    at = ctx.now()
+    transition = nothing_to_stop(decision.operation, decision.vm, at)
+    batch = ctx.store.batch()
+    put_transition(batch, decision.operation, decision.vm, transition, at)
+    ctx.store.must_commit(batch)
+    publish_result(ctx, transition.operation)
+    keep(ctx, decision.vm.key)  # one that was deleted goes now
+
+
 def _fail(ctx: Context, operation: VirtualMachineOperation, reason: Reason, message: str) -> None:
-    at = now()
+    at = ctx.now()
     transition = failed(operation, reason, message, at)
     batch = ctx.store.batch()
     put_transition(batch, operation, None, transition, at)
     ctx.store.must_commit(batch)
     publish_result(ctx, transition.operation)
+    keep(ctx, operation.vm_key)

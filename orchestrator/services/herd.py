@@ -3,20 +3,26 @@
 What a snapshot says of a node is kept until something on that node changes, so a grant costs no look at all VMs.
 """
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
+from orchestrator.planner.applicability import handed_over
 from orchestrator.planner.snapshot import Limits, NodeState, Snapshot
+from orchestrator.queues import STARTS_PER_NODE
 from orchestrator.resources import (
+    Action,
     Key,
     Node,
     NodeInventory,
     VirtualMachine,
+    VirtualMachineClass,
     VirtualMachineOperation,
 )
 from orchestrator.store import Change, Store, keys
 from orchestrator.store.follower import Follower
 
-KINDS = (Node, NodeInventory, VirtualMachine, VirtualMachineOperation)
+KINDS = (Node, NodeInventory, VirtualMachine, VirtualMachineClass, VirtualMachineOperation)
 
 
 class Herd:
@@ -28,7 +34,7 @@ class Herd:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._active: set[Key] = set()
+        self._open: set[Key] = set()
         self._states: dict[str, NodeState] = {}
         self.follower = Follower(store, KINDS, self._note)
 
@@ -43,11 +49,14 @@ class Herd:
 
     def active_operations(self) -> list[VirtualMachineOperation]:
         """Give the operations that are not finished, in the order in which they are served."""
+        return sorted((o for o in self.open_operations() if o.is_active), key=lambda o: (o.priority, o.created_version))
+
+    def open_operations(self) -> list[VirtualMachineOperation]:
+        """Give the operations that are not finished, or whose grant is still open, in no order."""
         with self.follower.lock:
             documents = self.follower.resources[VirtualMachineOperation.kind_name]
-            found = [documents[key] for key in self._active if key in documents]
-        operations = [r for r in found if isinstance(r, VirtualMachineOperation)]
-        return sorted(operations, key=lambda o: (o.priority, o.created_version))
+            found = [documents[key] for key in self._open if key in documents]
+        return [r for r in found if isinstance(r, VirtualMachineOperation)]
 
     def snapshot(self) -> Snapshot:
         """Give the herd as of now: all that was committed before this call is in it."""
@@ -59,6 +68,7 @@ class Herd:
             pending = tuple(
                 o for o in self.active_operations() if o.status.grant is None and o.metadata.deletion_timestamp is None
             )
+            ending = {o.vm_key: o for o in self.open_operations() if o.status.superseded_by}
             wanted = {Key(o.vm_key) for o in pending}
             vms = {key: vm for key in wanted if (vm := self.follower.get(VirtualMachine, key)) is not None}
             return Snapshot(
@@ -68,8 +78,11 @@ class Herd:
                 pending=pending,
                 migrating=len(self.follower.index.get(keys.SLOTS_CLUSTER, {})),
                 busy=self._busy(vms),
+                held={o.key: _waits_for(ending[o.vm_key]) for o in pending if o.vm_key in ending}
+                | {o.key: handed_over(vm) for o in pending if (vm := vms.get(Key(o.vm_key))) and vm.status.adoption},
                 memory_overhead_mib=config.memory_overhead_mib,
-                limits=Limits(config.outbound_per_node, config.inbound_per_node),
+                limits=Limits(config.outbound_per_node, config.inbound_per_node, STARTS_PER_NODE),
+                classes={vm_class.name: vm_class for vm_class in self.follower.all(VirtualMachineClass)},
             )
 
     def _node_states(self) -> dict[str, NodeState]:
@@ -79,7 +92,15 @@ class Herd:
         for node in self.follower.all(Node):
             if node.name not in self._states:
                 self._states[node.name] = self._node_state(node)
-        return dict(self._states)
+        starting = Counter(
+            grant.node
+            for operation in self.open_operations()
+            if (grant := operation.status.grant) is not None and grant.action is Action.START
+        )
+        return {
+            name: replace(state, starting=starting[name]) if name in starting else state
+            for name, state in self._states.items()
+        }
 
     def _node_state(self, node: Node) -> NodeState:
         memory = cpu = 0
@@ -91,7 +112,7 @@ class Herd:
             name=node.name,
             labels=node.metadata.labels,
             ready=node.is_ready,
-            cordoned=node.spec.unschedulable,
+            cordoned=node.spec.unschedulable or node.is_shutting_down,
             memory_mib=capacity[0],
             cpu_millicores=capacity[1],
             memory_used_mib=memory,
@@ -99,6 +120,12 @@ class Herd:
             outbound=len(self.follower.index.get(keys.slots_outbound(node.name), {})),
             inbound=len(self.follower.index.get(keys.slots_inbound(node.name), {})),
             migration_uri=node.status.hypervisor.migration_uri,
+            generation=node.status.generation,
+            platform=node.status.hypervisor.platform,
+            taints=node.spec.taints,
+            domain_type=node.status.hypervisor.domain_type,
+            cpu_shares=node.status.hypervisor.cpu_shares,
+            cpu=node.status.hypervisor.cpu,
         )
 
     def _busy(self, vms: Mapping[Key, VirtualMachine]) -> dict[Key, str]:
@@ -119,18 +146,22 @@ class Herd:
             if change is None:
                 self._states.clear()
                 documents = self.follower.resources[VirtualMachineOperation.kind_name]
-                self._active = {
-                    key for key, o in documents.items() if isinstance(o, VirtualMachineOperation) and o.is_active
+                self._open = {
+                    key for key, o in documents.items() if isinstance(o, VirtualMachineOperation) and o.is_open
                 }
             elif isinstance(change.resource, Node):
                 self._states.pop(change.resource.name, None)
             elif isinstance(change.resource, VirtualMachineOperation):
                 key = change.resource.key
                 present = self.follower.get(VirtualMachineOperation, key)
-                if present is not None and present.is_active:
-                    self._active.add(key)
+                if present is not None and present.is_open:
+                    self._open.add(key)
                 else:
-                    self._active.discard(key)
+                    self._open.discard(key)
+
+
+def _waits_for(ending: VirtualMachineOperation) -> str:
+    return f"waits for the end of operation {ending.name}, which it superseded"
 
 
 def node_capacity(store: Store, node: Node) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from orchestrator.planner.flow import Note
 from orchestrator.planner.observation import ABSENT, Observation, observe
 from orchestrator.resources import (
     Condition,
+    GrantState,
     Key,
     Node,
     NodeInventory,
@@ -24,28 +25,43 @@ from orchestrator.resources import (
     new_metadata,
     with_condition,
 )
+from orchestrator.resources.cpu import NodeCpu
 from orchestrator.resources.node import Capacity, HypervisorInfo
+from orchestrator.services import adoption_orders, migrations, preflight, settling
 from orchestrator.services.context import Context, add_notes
 from orchestrator.store import Batch, keys
 from orchestrator.store.connection import redis_errors
 from orchestrator.store.node_store import Report
 
 
-def take_listing(ctx: Context, batch: Batch, node: str, report: Report, at: datetime) -> bool:
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a report came to.
+
+    Attributes:
+        is_news: Whether it says anything new: `grant` is woken.
+        stopped: VMs that stopped, or whose policy may ask for something now.
+    """
+
+    is_news: bool = False
+    stopped: tuple[str, ...] = ()
+
+
+def take_listing(ctx: Context, batch: Batch, node: str, report: Report, at: datetime) -> Seen:
     """Take a full listing: what the host is, and every domain it has.
 
     `began` is the node's counter when the listing began: a domain that is not in it and was last reported at or before
     that number is gone. So is one that was never reported, of a VM that is on record here.
 
     Returns:
-        Whether it says anything new. What does not is not committed: a herd at rest wakes no watcher.
+        What it came to. What says nothing new is not committed: a herd at rest wakes no watcher.
     """
     body = report.body
     _take_host(ctx, batch, node, body, at)
     old = ctx.store.find(NodeInventory, node)
     before = old.domains if old else {}
     began = int(body["began"])
-    domains = dict(_seen(item, report.number, before.get(str(item["uuid"]))) for item in body["domains"])
+    domains = dict(_seen(ctx, item, report.number, before.get(str(item["uuid"]))) for item in body["domains"])
     newer = {uuid: known for uuid, known in before.items() if known.counter > began}
     domains |= newer  # reported while the listing was read: the listing is older news of them
     named = {seen.vm for seen in (*before.values(), *domains.values()) if seen.vm}
@@ -65,10 +81,11 @@ def take_listing(ctx: Context, batch: Batch, node: str, report: Report, at: date
         for vm in (loaded.vm for loaded in vms.values())
         if vm.metadata.uid not in domains and vm.status.node_name == node and vm.status.counter <= began
     }
-    _apply(batch, node, {**unseen, **domains}, vms, at)
+    told = {str(item["uuid"]): item.get("needs") for item in body["domains"]}
+    stopped = _apply(ctx, batch, node, {**unseen, **domains}, vms, told, at)
     is_answer = old is not None and bool(old.listing_order) and body.get("order") == old.listing_order
     if old is not None and not is_answer and _uncounted(domains) == _uncounted(before):
-        return bool(batch.writes)
+        return Seen(bool(batch.writes), stopped)
     new = NodeInventory(
         metadata=old.metadata if old else ObjectMeta(name=node, creation_timestamp=at),
         domains=domains,
@@ -82,26 +99,26 @@ def take_listing(ctx: Context, batch: Batch, node: str, report: Report, at: date
         batch.create(new)
     else:
         batch.put(old, new)
-    return True
+    return Seen(is_news=True, stopped=stopped)
 
 
-def take_domain(ctx: Context, batch: Batch, node: str, report: Report, at: datetime) -> bool:
-    """Take the report on one domain: a reading, or how it went.
-
-    Returns:
-        Whether it says anything new.
-    """
+def take_domain(ctx: Context, batch: Batch, node: str, report: Report, at: datetime) -> Seen:
+    """Take the report on one domain: a reading, or how it went."""
     old = ctx.store.find(NodeInventory, node)
     if old is None:
-        return False  # no listing yet: it will tell
+        return Seen()  # no listing yet: it will tell
     body = report.body
     uuid = str(body["uuid"])
     known = old.domains.get(uuid)
     domains = dict(old.domains)
+    told: dict[str, Any] = {}
     if body.get("domain") is None:
-        known = known or _unreported(ctx, uuid)
+        if known is None or known.state == ABSENT:
+            # A copy that ended before it was first reported: what is on record here may be the one before it.
+            newer = _unreported(ctx, uuid)
+            known = newer if newer and (known is None or newer.incarnation > known.incarnation) else known
         if known is None:
-            return False
+            return Seen()
         how = str(body.get("detail", ""))
         if how == "shutdown":
             how = f"shutdown/{body.get('reason') or 'guest'}"
@@ -109,21 +126,32 @@ def take_domain(ctx: Context, batch: Batch, node: str, report: Report, at: datet
             seen = known.with_(ran=True, counter=report.number)
         else:
             ran = known.ran and not how.startswith("migrated")
-            seen = known.with_(state=ABSENT, reason=how, job=False, ran=ran, counter=report.number)
+            by_host = _is_shutting_down(ctx, node)
+            seen = known.with_(state=ABSENT, reason=how, job=False, ran=ran, by_host=by_host, counter=report.number)
         if known.state == ABSENT and not how and seen.ran == known.ran:
-            return False  # it is known how it went
+            return Seen()  # it is known how it went
         if seen.vm:
             domains[uuid] = seen
         else:
             del domains[uuid]
     else:
-        uuid, seen = _seen(body["domain"], report.number, known)
-        if known is not None and known.with_(counter=0) == seen.with_(counter=0):
-            return False  # no commit for the watchers, only the cursor moves
+        uuid, seen = _seen(ctx, body["domain"], report.number, known)
+        told = {uuid: body["domain"].get("needs")}
+        if known is not None and known.with_(counter=0) == seen.with_(counter=0) and not told[uuid]:
+            return Seen()  # no commit for the watchers, only the cursor moves
         domains[uuid] = seen
     batch.put(old, old.with_(domains=domains, counter=report.number))
-    _apply(batch, node, {uuid: seen}, _load_vms(ctx, {seen.vm} if seen.vm else set()), at)
-    return True
+    stopped = _apply(ctx, batch, node, {uuid: seen}, _load_vms(ctx, {seen.vm} if seen.vm else set()), told, at)
+    return Seen(is_news=True, stopped=stopped)
+
+
+def take_reboot(ctx: Context, batch: Batch, node: str, uuid: str, at: datetime) -> None:
+    """A guest rebooted itself. Its QEMU goes on, whatever the runPolicy: it is told, and nothing else follows."""
+    inventory = ctx.store.find(NodeInventory, node)
+    seen = inventory.domains.get(uuid) if inventory else None
+    vm = ctx.store.find(VirtualMachine, seen.vm) if seen is not None and seen.vm else None
+    if vm is not None and vm.metadata.uid == uuid and vm.status.node_name == node:
+        add_notes(batch, (vm,), (Note("GuestRebooted", f"the guest rebooted on node {node}"),), at)
 
 
 def take_loss(ctx: Context, batch: Batch, node: str, message: str, at: datetime) -> None:
@@ -133,6 +161,27 @@ def take_loss(ctx: Context, batch: Batch, node: str, message: str, at: datetime)
         return
     condition = Condition(type="HypervisorAvailable", status="False", reason="ConnectionLost", message=message)
     put_node(batch, old, old, (condition,), at)
+
+
+def take_shutdown(ctx: Context, batch: Batch, node: str, at: datetime, *, begins: bool) -> bool:
+    """A host's orderly shutdown begins (nothing starts or lands there, its VMs leave), or the host is up again.
+
+    Returns:
+        Whether that is new.
+    """
+    old = ctx.store.find(Node, node)
+    if old is None or old.is_shutting_down == begins:
+        return False
+    condition = Condition(
+        type="ShuttingDown",
+        status="True" if begins else "False",
+        reason="HostShutdown" if begins else "HostUp",
+        message="its host shuts down: its VMs leave, or are stopped" if begins else "its host is up",
+    )
+    put_node(batch, old, old, (condition,), at)
+    note = Note("NodeShuttingDown", condition.message, warning=True) if begins else Note("NodeUp", condition.message)
+    add_notes(batch, (old,), (note,), at)
+    return True
 
 
 def put_node(batch: Batch, old: Node | None, new: Node, changed: tuple[Condition, ...], at: datetime) -> None:
@@ -177,6 +226,9 @@ def _take_host(ctx: Context, batch: Batch, node: str, body: dict[str, Any], at: 
             cpu_model=facts["cpu_model"],
             version=facts["hypervisor_version"],
             libvirt_version=facts["libvirt_version"],
+            domain_type=facts.get("domain_type", "kvm"),
+            cpu_shares=facts.get("cpu_shares", True),
+            cpu=_cpu(facts.get("cpu")),
         ),
         boot_id=body.get("boot_id", ""),
         generation=body.get("generation", ""),
@@ -186,14 +238,20 @@ def _take_host(ctx: Context, batch: Batch, node: str, body: dict[str, Any], at: 
     put_node(batch, old, new, (available, *fresh), at)
 
 
-def _seen(item: dict[str, Any], number: int, known: SeenDomain | None) -> tuple[str, SeenDomain]:
+def _cpu(facts: dict[str, Any] | None) -> NodeCpu | None:
+    """Read what a host tells of its CPU; None when it does not know."""
+    return NodeCpu.model_validate(facts) if facts and (facts.get("features") or facts.get("models")) else None
+
+
+def _seen(ctx: Context, item: dict[str, Any], number: int, known: SeenDomain | None) -> tuple[str, SeenDomain]:
     """Read one domain of a report; `known` is what was known of it here before."""
     try:
-        seen = SeenDomain.model_validate({k: v for k, v in item.items() if k != "uuid"} | {"counter": number})
+        fields = {k: v for k, v in item.items() if k not in {"uuid", "needs"}}
+        seen = SeenDomain.model_validate(fields | {"counter": number})
     except ValueError as error:
         raise Invalid(f"report {number}: {error}") from error
     ran = seen.state == "running" or (known is not None and known.ran and seen.state != "incoming")
-    return str(item["uuid"]), seen.with_(ran=ran)
+    return str(item["uuid"]), adoption_orders.still_claimed(ctx, seen.with_(ran=ran), known)
 
 
 def _unreported(ctx: Context, uuid: str) -> SeenDomain | None:
@@ -212,10 +270,15 @@ def _uncounted(domains: dict[str, SeenDomain]) -> dict[str, SeenDomain]:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A VM, and whether a grant is open on it."""
+    """A VM, and the operation that has an open grant on it."""
 
     vm: VirtualMachine
-    is_held: bool
+    holder: VirtualMachineOperation | None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a grant, an adoption or a release is open on it."""
+        return self.holder is not None or self.vm.status.adoption is not None
 
 
 def _on_record(ctx: Context, node: str) -> set[str]:
@@ -231,25 +294,71 @@ def _load_vms(ctx: Context, names: set[str]) -> dict[Key, _Loaded]:
     if not vms:
         return {}
     with redis_errors(ctx.store.redis):
-        active = cast("list[str | None]", ctx.store.redis.hmget(keys.ACTIVE_OPERATIONS, list(vms)))
-    operations = ctx.store.many(VirtualMachineOperation, (name for name in active if name))
-    held = {operation.vm_key for operation in operations.values() if operation.status.grant is not None}
-    return {key: _Loaded(vm, key in held) for key, vm in vms.items()}
+        found = cast("list[str | None]", ctx.store.redis.hmget(keys.OPEN_GRANTS, list(vms)))
+    operations = ctx.store.many(VirtualMachineOperation, (name for name in found if name))
+    holders = {operation.vm_key: operation for operation in operations.values() if operation.status.grant is not None}
+    return {key: _Loaded(vm, holders.get(key)) for key, vm in vms.items()}
 
 
-def _apply(batch: Batch, node: str, domains: dict[str, SeenDomain], vms: dict[Key, _Loaded], at: datetime) -> None:
-    """Let the VMs follow what is seen, but for those with an open grant."""
+def _apply(
+    ctx: Context,
+    batch: Batch,
+    node: str,
+    domains: dict[str, SeenDomain],
+    vms: dict[Key, _Loaded],
+    told: dict[str, Any],
+    at: datetime,
+) -> tuple[str, ...]:
+    """Let the VMs follow what is seen, but for those with an open grant.
+
+    Args:
+        told: What domains need of a host, by UUID, where that was told.
+
+    Returns:
+        The VMs whose policy is to be looked at.
+    """
+    changed: list[str] = []
     for uuid, seen in domains.items():
         loaded = vms.get(Key(seen.vm)) if seen.vm else None
         if loaded is None or loaded.vm.metadata.uid != uuid:
             continue
-        vm = loaded.vm
+        vm, holder = loaded.vm, loaded.holder
+        if holder is not None and _is_awaited(holder, node, seen):
+            how = "" if seen.reason.startswith("shutdown") else f"its domain is gone ({seen.reason or 'not known how'})"
+            settling.begin(ctx, batch, holder, "its domain is gone", kill=False, message=how)
+        elif holder is not None and (turn := migrations.switch_over(holder, node, seen, at)) is not None:
+            batch.put(holder, turn)
         observation = Observation() if loaded.is_held else observe(vm, node, seen, at)
+        if not loaded.is_held:
+            adoption_orders.order_undefine(batch, node, observation.vm or vm, seen)
+        new = observation.vm or vm
+        if node in {new.status.node_name, _target(holder)}:
+            new = preflight.with_needs(new, told.get(uuid), node, at)
         if observation.vm is not None:
-            batch.put(vm, observation.vm)
+            changed.append(vm.key)
+        if new is not vm:
+            batch.put(vm, new)
         else:
             # A grant that is given or ends meanwhile writes the VM, or checks that it is unchanged: one of both commits
             # is decided again. Else what is seen here could be overlooked by both.
             batch.check("unchanged", VirtualMachine.kind_name, vm.key, vm.version)
         if observation.notes:
             add_notes(batch, (observation.vm or vm,), observation.notes, at)
+    return tuple(changed)
+
+
+def _target(holder: VirtualMachineOperation | None) -> str:
+    """Where the operation that holds a VM brings it."""
+    grant = holder.status.grant if holder is not None else None
+    return grant.target if grant is not None else ""
+
+
+def _is_awaited(holder: VirtualMachineOperation, node: str, seen: SeenDomain) -> bool:
+    """Whether a guest that was asked to power off has gone."""
+    grant = holder.status.grant
+    return grant is not None and grant.state is GrantState.ASKED and grant.node == node and seen.state == ABSENT
+
+
+def _is_shutting_down(ctx: Context, node: str) -> bool:
+    found = ctx.store.find(Node, node)
+    return found is not None and found.is_shutting_down

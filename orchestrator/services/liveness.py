@@ -7,14 +7,13 @@ of Redis's clock nor a pause of this worker makes a node look lost. A restarted 
 Nothing is fenced or restarted from here.
 """
 
-import time
 from dataclasses import dataclass
 from typing import cast
 
 from pydantic import BaseModel
 
 from orchestrator.resources import Condition, Node
-from orchestrator.services.context import Context, deciding, now, wake_grant
+from orchestrator.services.context import Context, deciding, wake_grant
 from orchestrator.services.herd import Herd
 from orchestrator.services.inventory import put_node
 from orchestrator.store import keys
@@ -65,7 +64,7 @@ class Liveness:
             self._read.clear()
         nodes = sorted(self.herd.follower.all(Node), key=lambda node: node.name)
         leases, redis_ms = self._load([node.name for node in nodes])
-        clock = time.monotonic()
+        clock = self.ctx.clock.monotonic()
         for node, lease in zip(nodes, leases, strict=True):
             fresh, message = self._judge(node.name, lease, redis_ms, clock)
             shown = next((c for c in node.status.conditions if c.type == "LeaseFresh"), None)
@@ -112,7 +111,7 @@ class Liveness:
                 message=message,
             )
             batch = self.ctx.store.batch()
-            put_node(batch, old, old, (condition,), now())
+            put_node(batch, old, old, (condition,), self.ctx.now())
             self.ctx.store.must_commit(batch)
 
         deciding(decide)

@@ -1,9 +1,14 @@
-"""Cordon, uncordon, and the joining of nodes."""
+"""What people say of nodes: cordon, labels, taints."""
 
+from collections.abc import Callable, Iterable, Mapping
+
+from orchestrator.errors import Invalid
 from orchestrator.planner.flow import Note
-from orchestrator.resources import Node
-from orchestrator.resources.node import NodeSpec
-from orchestrator.services.context import Context, add_notes, deciding, now, wake_grant
+from orchestrator.resources import Node, parse
+from orchestrator.resources.scheduling import NodeLabels, Taint
+from orchestrator.services.context import Context, add_notes, deciding, wake_grant
+
+HOSTNAME_LABEL = "kubernetes.io/hostname"
 
 
 def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool) -> bool:
@@ -20,12 +25,77 @@ def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool) -> bool:
         old = ctx.store.get(Node, name)
         if old.spec.unschedulable == unschedulable:
             return False
-        at = now()
-        new = old.with_(spec=NodeSpec(unschedulable=unschedulable))
+        at = ctx.now()
+        new = old.with_(spec=old.spec.with_(unschedulable=unschedulable))
         batch = ctx.store.batch().put(old, new)
         note = Note("NodeCordoned", "no VM starts or lands here") if unschedulable else Note("NodeUncordoned", "")
         add_notes(batch, (new,), (note,), at)
         ctx.store.must_commit(batch)
+        return True
+
+    changed = deciding(decide)
+    if changed:
+        wake_grant(ctx)
+    return changed
+
+
+def set_labels(ctx: Context, name: str, changes: Mapping[str, str | None]) -> bool:
+    """Set labels of a node, or remove those whose value is None.
+
+    Returns:
+        Whether anything changed.
+
+    Raises:
+        NotFound: No such node.
+        Invalid: A key or a value can't be one, or the label is the node's own.
+    """
+    if HOSTNAME_LABEL in changes:
+        why = "is the node's own name, and can't be changed"
+        raise Invalid(f"metadata.labels.{HOSTNAME_LABEL}: {why}", ((f"metadata.labels.{HOSTNAME_LABEL}", why),))
+    wanted = parse(NodeLabels, {"matchLabels": {key: value or "" for key, value in changes.items()}}).match_labels
+
+    def change(old: Node) -> Node:
+        labels = {**old.metadata.labels, **wanted}
+        kept = {key: value for key, value in labels.items() if changes.get(key, "") is not None}
+        return old.with_(metadata=old.metadata.with_(labels=kept))
+
+    return _change(ctx, name, change)
+
+
+def set_taints(ctx: Context, name: str, wanted: Iterable[Taint], removed: Iterable[tuple[str, str]] = ()) -> bool:
+    """Put taints on a node, each in place of one of its key and effect, or remove some.
+
+    Args:
+        ctx: To work with.
+        name: The node's.
+        wanted: To be put on.
+        removed: Pairs of key and effect; an empty effect means all of the key.
+
+    Returns:
+        Whether anything changed.
+
+    Raises:
+        NotFound: No such node.
+    """
+    new, gone = {(taint.key, taint.effect.value): taint for taint in wanted}, set(removed)
+
+    def change(old: Node) -> Node:
+        taints = {(taint.key, taint.effect.value): taint for taint in old.spec.taints} | new
+        kept = tuple(
+            taint for (key, effect), taint in taints.items() if not {(key, ""), (key, effect)} & (gone - new.keys())
+        )
+        return old.with_(spec=old.spec.with_(taints=kept))
+
+    return _change(ctx, name, change)
+
+
+def _change(ctx: Context, name: str, change: Callable[[Node], Node]) -> bool:
+    def decide() -> bool:
+        old = ctx.store.get(Node, name)
+        new = change(old)
+        if new == old:
+            return False
+        ctx.store.must_commit(ctx.store.batch().put(old, new))
         return True
 
     changed = deciding(decide)

@@ -3,27 +3,34 @@
 A refusal names the thing, the reason and what to do; nothing is stored then.
 """
 
-from typing import Any
-from uuid import UUID, uuid4
+from datetime import UTC, datetime
+from typing import Any, cast
+from uuid import UUID
 
-from orchestrator.errors import AlreadyExists, Conflict, Invalid, NotFound, Refused
-from orchestrator.planner.flow import Note, say
+from orchestrator.errors import AlreadyExists, Invalid, NotFound, Refused
+from orchestrator.planner.applicability import handed_over, inapplicable, supersedes
+from orchestrator.planner.flow import Note, Transition, say, superseded
+from orchestrator.planner.policy import next_step
+from orchestrator.planner.preflight import immovable
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
+    Action,
     Node,
     ObjectMeta,
     OperationPhase,
     OperationType,
     Reason,
     Resource,
-    RunPolicy,
     VirtualMachine,
+    VirtualMachineClass,
     VirtualMachineOperation,
     VmPhase,
     make_key,
     new_metadata,
     parse,
 )
+from orchestrator.resources.manifest import check_size, named
+from orchestrator.resources.meta import shown
 from orchestrator.resources.vm import VirtualMachineStatus
 from orchestrator.resources.vmop import (
     CLEANUP_FINALIZER,
@@ -33,17 +40,24 @@ from orchestrator.resources.vmop import (
     OperationSpec,
     OperationStatus,
 )
-from orchestrator.services.context import Context, add_notes, deciding, now, wake_grant
+from orchestrator.services.classes import create_class
+from orchestrator.services.context import Context, add_notes, deciding, put_transition, wake_grant
+from orchestrator.services.policies import keep, policy_operation
 from orchestrator.services.results import publish_result
-from orchestrator.store import Refusal, keys
+from orchestrator.store import Batch, Refusal, keys
 from orchestrator.store.connection import redis_errors
 
-CREATABLE: dict[tuple[str, str], type[VirtualMachine] | type[VirtualMachineOperation]] = {
-    (kind.group_version, kind.kind_name): kind for kind in (VirtualMachine, VirtualMachineOperation)
+NO_TIME = datetime.fromtimestamp(0, UTC)
+
+Creatable = VirtualMachine | VirtualMachineClass | VirtualMachineOperation
+
+CREATABLE: dict[tuple[str, str], type[Creatable]] = {
+    (kind.group_version, kind.kind_name): kind
+    for kind in (VirtualMachine, VirtualMachineClass, VirtualMachineOperation)
 }
 
 
-def create_manifest(ctx: Context, data: Any, namespace: str = "") -> VirtualMachine | VirtualMachineOperation:
+def create_manifest(ctx: Context, data: Any, namespace: str = "") -> Creatable:
     """Create a resource from its manifest.
 
     Raises:
@@ -55,43 +69,50 @@ def create_manifest(ctx: Context, data: Any, namespace: str = "") -> VirtualMach
     return create_resource(ctx, read_manifest(data, namespace))
 
 
-def create_resource(
-    ctx: Context, wanted: VirtualMachine | VirtualMachineOperation
-) -> VirtualMachine | VirtualMachineOperation:
+def create_resource(ctx: Context, wanted: Creatable) -> Creatable:
     """Create a resource that was read from a manifest."""
     if isinstance(wanted, VirtualMachineOperation):
         return create_operation(ctx, wanted)
+    if isinstance(wanted, VirtualMachineClass):
+        return create_class(ctx, wanted)
     return create_vm(ctx, wanted)
 
 
-def read_manifest(data: Any, namespace: str = "") -> VirtualMachine | VirtualMachineOperation:
+def read_manifest(data: Any, namespace: str = "") -> Creatable:
     """Check a manifest by itself; nothing is stored, and nothing that is stored is looked at.
 
     Args:
         data: The manifest as parsed YAML or JSON.
-        namespace: Used when the manifest names none; a different one is refused.
+        namespace: Used when the manifest names none; a different one is refused. A class has none.
 
     Raises:
         Invalid: Not a manifest, an unknown kind, or fields that are wrong; names each.
     """
     if not isinstance(data, dict):
-        raise Invalid(f"a manifest is a mapping with apiVersion and kind, not {type(data).__name__}")
-    wanted = (str(data.get("apiVersion", "")), str(data.get("kind", "")))
+        why = f"a manifest is a mapping with apiVersion and kind, not {type(data).__name__}"
+        raise Invalid(why, (("document", why),))
+    check_size(data)
+    wanted = (named(data, "apiVersion"), named(data, "kind"))
     model = CREATABLE.get(wanted)
     if model is None:
         known = ", ".join(f"{kind} of {group}" for group, kind in sorted(CREATABLE))
         raise Invalid(
-            f"kind: {wanted[1] or '(none)'} of {wanted[0] or '(no apiVersion)'} can't be created; known: {known}",
+            f"kind: {wanted[1][:80] or '(none)'} of {wanted[0][:80] or '(no apiVersion)'} can't be created; "
+            f"known: {known}",
             (("kind", "unknown"),),
         )
     data = {key: value for key, value in data.items() if key != "status"}  # status is the server's to write
     meta = data.get("metadata")
-    if namespace and isinstance(meta, dict):
+    if not model.namespaced and isinstance(meta, dict) and meta.get("namespace"):
+        why = f"a {model.kind_name} is in no namespace"
+        raise Invalid(f"metadata.namespace: {why}", (("metadata.namespace", why),))
+    if namespace and model.namespaced and isinstance(meta, dict):
         if (meta.get("namespace") or namespace) != namespace:
-            raise Invalid(f"metadata.namespace: is {meta['namespace']!r}, the request is for {namespace!r}")
+            why = f"is {shown(meta['namespace'])}, the request is for {namespace!r}"
+            raise Invalid(f"metadata.namespace: {why}", (("metadata.namespace", why),))
         data = {**data, "metadata": {**meta, "namespace": namespace}}
     resource = parse(model, data)
-    new_metadata(resource.metadata, namespaced=True, now=now())  # for its checks of names
+    new_metadata(resource.metadata, namespaced=model.namespaced, now=NO_TIME)  # for its checks of names
     return resource
 
 
@@ -106,27 +127,59 @@ def create_operation(ctx: Context, wanted: VirtualMachineOperation) -> VirtualMa
     _check_priority(wanted)
 
     def decide() -> VirtualMachineOperation:
-        at = now()
+        at = ctx.now()
         meta = new_metadata(wanted.metadata, namespaced=True, now=at)
         vm = ctx.store.find(VirtualMachine, make_key(wanted.spec.virtual_machine_name, meta.namespace))
         if vm is None:
             raise NotFound(
                 f"VirtualMachine {wanted.spec.virtual_machine_name!r} not found in namespace {meta.namespace!r}"
             )
-        _check_applicable(ctx, wanted.spec, vm)
+        active = _active_operation(ctx, vm.key)
+        if active is not None and not _gives_way(active, wanted.spec):
+            raise _blocked(active)
+        _check_applicable(ctx, wanted.spec, vm, active)
         finalizers = (CLEANUP_FINALIZER,) if wanted.spec.type.is_migration else ()
         meta = meta.with_(finalizers=finalizers, deletion_timestamp=None)
         operation = wanted.with_(metadata=meta, status=OperationStatus(), created_version=0)
-        operation = say(operation, Reason.MIGRATION_PENDING, "waits to be granted", at)
-        batch = ctx.store.batch().create(operation)
-        answer = ctx.store.commit(batch)
-        if isinstance(answer, Refusal):
-            raise _blocked(answer)
-        return answer[0]  # type: ignore[return-value]
+        waits = Reason.MIGRATION_PENDING if wanted.spec.type.is_migration else Reason.NOT_READY
+        operation = say(operation, waits, "waits to be granted", at)
+        batch = ctx.store.batch()
+        ended = put_superseded(batch, active, operation, at) if active is not None else None
+        written = ctx.store.must_commit(batch.create(operation))  # refused: another was faster, look again
+        if ended is not None:
+            publish_result(ctx, ended)
+        return written[-1]  # type: ignore[return-value]
 
     operation = deciding(decide)
     wake_grant(ctx)
     return operation
+
+
+def put_superseded(
+    batch: Batch, old: VirtualMachineOperation, by: VirtualMachineOperation, at: datetime
+) -> VirtualMachineOperation:
+    """Add to a batch that another operation takes the place of an active one.
+
+    Returns:
+        The old one as it is then; its grant may still be open.
+    """
+    new = superseded(old, by.name, at)
+    note = Note("OperationSuperseded", f"superseded by {by.name} ({by.spec.type})")
+    put_transition(batch, old, None, Transition(new, notes=(note,)), at)
+    if new.status.grant is not None:
+        batch.wake(new.status.grant.node, "cancel")
+    return new
+
+
+def _active_operation(ctx: Context, vm: str) -> VirtualMachineOperation | None:
+    with redis_errors(ctx.store.redis):
+        key = cast("str | None", ctx.store.redis.hget(keys.ACTIVE_OPERATIONS, vm))
+    return ctx.store.find(VirtualMachineOperation, key) if key else None
+
+
+def _gives_way(active: VirtualMachineOperation, wanted: OperationSpec) -> bool:
+    """Whether an active operation is superseded by a new one. One that is being aborted still blocks."""
+    return active.metadata.deletion_timestamp is None and supersedes(wanted, active.spec)
 
 
 def new_operation(
@@ -157,23 +210,17 @@ def _check_priority(wanted: VirtualMachineOperation) -> None:
         raise Invalid(f"{path}: {why} (given: {given!r})", ((path, why),))
 
 
-def _check_applicable(ctx: Context, spec: OperationSpec, vm: VirtualMachine) -> None:
-    policy, phase = vm.spec.run_policy, vm.status.phase
-    if policy is RunPolicy.ALWAYS_OFF:
-        raise Refused(f"{spec.type} is not applicable: VirtualMachine {vm.name!r} has runPolicy AlwaysOff")
-    if spec.type is OperationType.START:
-        if spec.force:
-            raise Invalid("spec.force: a Start can't be forced", (("spec.force", "a Start can't be forced"),))
-        if phase not in {VmPhase.STOPPED, VmPhase.STOPPING, VmPhase.PENDING}:
-            raise Refused(f"Start is not applicable: VirtualMachine {vm.name!r} is {phase}, not Stopped")
-        return
-    if phase is VmPhase.MIGRATING:
-        with redis_errors(ctx.store.redis):
-            active = ctx.store.redis.hget(keys.ACTIVE_OPERATIONS, vm.key)
-        if active:
-            raise _blocked(Refusal("field", str(active)))
-    if phase is not VmPhase.RUNNING:
-        raise Refused(f"{spec.type} is not applicable: VirtualMachine {vm.name!r} is {phase}, not Running")
+def _check_applicable(
+    ctx: Context, spec: OperationSpec, vm: VirtualMachine, active: VirtualMachineOperation | None
+) -> None:
+    if spec.type is OperationType.START and spec.force:
+        raise Invalid("spec.force: a Start can't be forced", (("spec.force", "a Start can't be forced"),))
+    refusal = inapplicable(spec, vm, superseding=active.spec if active else None)
+    if refusal is not None:
+        reason, message = refusal
+        raise Refused(f"{message} ({reason})")
+    if spec.type.is_migration and (tie := immovable(vm)) is not None:
+        raise Refused(f"{spec.type} is not applicable: VirtualMachine {vm.name!r} can't migrate: {tie[1]} ({tie[0]})")
     wanted = spec.migrate.node_name if spec.migrate else ""
     if wanted:
         if ctx.store.find(Node, wanted) is None:
@@ -182,15 +229,14 @@ def _check_applicable(ctx: Context, spec: OperationSpec, vm: VirtualMachine) -> 
             raise Refused(f"VirtualMachine {vm.name!r} runs on node {wanted!r} already (spec.migrate.nodeName)")
 
 
-def _blocked(refusal: Refusal) -> Exception:
-    if refusal.check != "field":
-        return Conflict(f"{refusal.check}: {refusal.detail}")
-    name = refusal.detail.rpartition("/")[2]
-    return Refused(f"VMOP cannot be executed now. Previously created operation {name!r} should finish first")
+def _blocked(active: VirtualMachineOperation) -> Refused:
+    return Refused(f"VMOP cannot be executed now. Previously created operation {active.name!r} should finish first")
 
 
 def delete_operation(ctx: Context, key: str) -> VirtualMachineOperation:
-    """Delete an operation, which aborts it where it is under way.
+    """Delete an operation, which aborts a migration that is under way.
+
+    A stop can't be taken back: it comes to its end, and the operation is removed then. So is what was superseded.
 
     Returns:
         The operation; phase Terminating when it is still being aborted.
@@ -203,7 +249,7 @@ def delete_operation(ctx: Context, key: str) -> VirtualMachineOperation:
         operation = ctx.store.get(VirtualMachineOperation, key)
         if operation.metadata.deletion_timestamp is not None:
             return operation
-        at = now()
+        at = ctx.now()
         meta = operation.metadata.with_(deletion_timestamp=at)
         batch = ctx.store.batch()
         note = Note("OperationAborted", "deleted before it began; the VM stays where it is")
@@ -216,11 +262,12 @@ def delete_operation(ctx: Context, key: str) -> VirtualMachineOperation:
             if operation.is_active:
                 gone = say(gone.with_status(phase=OperationPhase.TERMINATING), Reason.ABORTED, note.message, at)
             return gone
-        marked = operation.with_(metadata=meta).with_grant(cancel=True).with_status(phase=OperationPhase.TERMINATING)
-        marked = say(marked, Reason.ABORTED, "being aborted", at)
-        batch.put(operation, marked)
-        if operation.status.grant is not None:
+        marked = operation.with_(metadata=meta)
+        if operation.is_active and operation.status.grant.action is not Action.STOP:
+            marked = marked.with_grant(cancel=True).with_status(phase=OperationPhase.TERMINATING)
+            marked = say(marked, Reason.ABORTED, "being aborted", at)
             batch.wake(operation.status.grant.node, "cancel")
+        batch.put(operation, marked)
         return ctx.store.must_commit(batch)[0]  # type: ignore[return-value]
 
     operation = deciding(decide)
@@ -238,15 +285,17 @@ def create_vm(ctx: Context, wanted: VirtualMachine) -> VirtualMachine:
         Invalid: `metadata.uid`, which becomes its domain's UUID, is not one, or another VM's.
     """
     _check_uid(wanted.metadata.uid)
-    at = now()
+    at = ctx.now()
     vm = wanted.with_(
         metadata=new_metadata(wanted.metadata, namespaced=True, now=at).with_(deletion_timestamp=None, finalizers=()),
         status=VirtualMachineStatus(ip_address=wanted.spec.ip_address),
         created_version=0,
     )
+    step = next_step(vm)
+    vm = vm if step is not None else vm.with_status(phase=VmPhase.STOPPED)
     batch = ctx.store.batch().create(vm)
-    if vm.spec.run_policy in {RunPolicy.ALWAYS_ON, RunPolicy.ALWAYS_ON_UNLESS_STOPPED_MANUALLY}:
-        batch.create(start_operation(vm))
+    if step is not None:
+        batch.create(policy_operation(vm, step.type, at))
     answer = ctx.store.commit(batch)
     if isinstance(answer, Refusal):
         if answer.detail == vm.key:
@@ -270,38 +319,42 @@ def _check_uid(uid: str) -> None:
         raise Invalid(f"metadata.uid: {why}", (("metadata.uid", why),))
 
 
-def start_operation(vm: VirtualMachine) -> VirtualMachineOperation:
-    """Make the Start of a VM that its policy asks for."""
-    at = now()
-    meta = ObjectMeta(name=f"start-{vm.name}"[:57] + f"-{uuid4().hex[:5]}", namespace=vm.metadata.namespace)
-    operation = VirtualMachineOperation(
-        metadata=new_metadata(meta, namespaced=True, now=at),
-        spec=OperationSpec(type=OperationType.START, virtual_machine_name=vm.name),
-    )
-    return say(operation, Reason.NOT_READY, "waits to be granted", at)
-
-
 def delete_vm(ctx: Context, key: str) -> VirtualMachine:
-    """Delete a VM that runs nowhere.
+    """Delete a VM: it is stopped as gently as its grace period allows, and removed once it runs nowhere.
+
+    What is under way gives way, but for a stop, which is what is wanted.
+
+    Returns:
+        The VM; phase Terminating while it still occupies a node.
 
     Raises:
         NotFound: No such VM.
-        Refused: It occupies a node, or an operation of it is not finished.
     """
 
     def decide() -> VirtualMachine:
         vm = ctx.store.get(VirtualMachine, key)
+        if vm.metadata.deletion_timestamp is not None:
+            return vm
+        if vm.status.adoption is not None:
+            raise Refused(handed_over(vm))
+        at = ctx.now()
+        active = _active_operation(ctx, key)
+        deleted = vm.with_(metadata=vm.metadata.with_(deletion_timestamp=at))
         if vm.status.phase.occupies_node:
-            raise Refused(
-                f"VirtualMachine {vm.name!r} is {vm.status.phase} on node {vm.status.node_name}: stop it first"
-            )
-        batch = ctx.store.batch().delete(vm).check("field", keys.ACTIVE_OPERATIONS, vm.key, "")
-        answer = ctx.store.commit(batch)
-        if isinstance(answer, Refusal):
-            raise _blocked(answer)
-        return vm
+            deleted = deleted.with_status(phase=VmPhase.TERMINATING)
+        batch = ctx.store.batch().put(vm, deleted)
+        batch.check("field", keys.ACTIVE_OPERATIONS, key, active.key if active else "")
+        if active is not None and active.spec.type is not OperationType.STOP:
+            stop = policy_operation(vm, OperationType.STOP, at)
+            put_superseded(batch, active, stop, at)
+            batch.create(stop)
+        add_notes(batch, (deleted,), (Note("VirtualMachineDeleted", "it is stopped, and then removed"),), at)
+        return ctx.store.must_commit(batch)[0]  # type: ignore[return-value]
 
-    return deciding(decide)
+    vm = deciding(decide)
+    keep(ctx, key)
+    wake_grant(ctx)
+    return vm
 
 
 def replace_spec(ctx: Context, data: Any) -> Resource:

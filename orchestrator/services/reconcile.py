@@ -6,19 +6,18 @@ pending. Each of these may be done at any time and any number of times.
 """
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
 from functools import partial
 from typing import cast
 
 from orchestrator.errors import Conflict
 from orchestrator.logs import logger
+from orchestrator.planner.policy import next_step
 from orchestrator.queues import lifecycle_queue
-from orchestrator.resources import GrantState, OperationType, RunPolicy, VirtualMachine, VirtualMachineOperation
-from orchestrator.resources.meta import find_condition
-from orchestrator.services import settling
-from orchestrator.services.context import Context, deciding, grant_queue, now, send_grant, send_orders, wake_grant
+from orchestrator.resources import GrantState, VirtualMachine, VirtualMachineOperation
+from orchestrator.services import adoption_orders, evacuation, policies, preflight, settling
+from orchestrator.services.classes import keep_classes
+from orchestrator.services.context import Context, deciding, grant_queue, send_grant, send_orders, wake_grant
 from orchestrator.services.herd import Herd
-from orchestrator.services.operations import start_operation
 from orchestrator.services.recovery import recover
 from orchestrator.services.reports import remove_deleted
 from orchestrator.services.results import publish_result
@@ -28,10 +27,6 @@ from orchestrator.store.connection import redis_errors
 log = logger(__name__)
 
 _AT_A_TIME = 1000
-_START_AGAIN_AFTER = timedelta(seconds=10)
-"""After the end of a VM's last start: one that can't start, or crashes at once, is not started all the time."""
-_NOT_BY_HAND = {"Crashed", "StoppedByNode"}
-"""Reasons of the condition Running after which a VM is started again unless it was stopped manually."""
 
 
 def reconcile(ctx: Context, herd: Herd) -> None:
@@ -46,7 +41,9 @@ def reconcile(ctx: Context, herd: Herd) -> None:
     herd.follower.sync()
     active = herd.active_operations()
     operations = herd.follower.all(VirtualMachineOperation)
-    _start_again(ctx, herd.follower.all(VirtualMachine), operations)
+    _keep_policies(ctx, herd)
+    evacuation.empty_again(ctx, herd)
+    keep_classes(ctx, herd)
     for operation in operations:
         if operation.metadata.deletion_timestamp is not None and operation.status.grant is None:
             remove_deleted(ctx, operation.key)
@@ -55,11 +52,11 @@ def reconcile(ctx: Context, herd: Herd) -> None:
 
 
 def _try(decide: Callable[[], None], key: str) -> None:
-    """Decide on one operation; one that is always changed meanwhile does not hold up the others."""
+    """Decide on one operation or VM; one that is always changed meanwhile does not hold up the others."""
     try:
         deciding(decide)
     except Conflict as error:
-        log.warning("reconcile lost a race too often", operation=key, error=str(error))
+        log.warning("reconcile lost a race too often", about=key, error=str(error))
 
 
 def _due(ctx: Context) -> dict[str, list[str]]:
@@ -116,14 +113,26 @@ def _has_unread(ctx: Context, node: str) -> bool:
 
 
 def _press(ctx: Context, key: str) -> None:
+    if adoption_orders.is_timer(key):
+        adoption_orders.press(ctx, key)
+        return
     operation, batch = _look(ctx, keys.AWAITING, key)
     grant = operation.status.grant if operation else None
+    if operation is not None and operation.awaits_answers:
+        preflight.press(ctx, batch, operation)
+        _commit(ctx, batch)
+        return
     if operation is None or grant is None or grant.state is GrantState.RUNNING:
         if _commit(ctx, batch.effect("ZREM", keys.AWAITING, key)) and operation is not None:
             publish_result(ctx, operation)  # once more: who ended it may have died before
         return
+    if grant.state is GrantState.ASKED:
+        operation = settling.enforce_grace(ctx, batch, operation)
+        if _commit(ctx, batch):
+            send_orders(ctx, operation)
+        return
     if grant.state is GrantState.SETTLING:
-        operation = settling.ask_again(ctx, batch, operation, now())
+        operation = settling.ask_again(ctx, batch, operation, ctx.now())
         if _commit(ctx, batch) and not any(_is_waiting(ctx, lifecycle_queue(node)) for node in _asked(operation)):
             send_orders(ctx, operation)
         return
@@ -144,40 +153,13 @@ def _is_waiting(ctx: Context, queue: str) -> bool:
         return bool(ctx.store.redis.llen(queue))
 
 
-def _start_again(ctx: Context, vms: list[VirtualMachine], operations: list[VirtualMachineOperation]) -> None:
-    """Start VMs that their policy wants to run; each start is an ordinary operation."""
-    wanted = [vm for vm in vms if _is_to_run(vm)]
-    if not wanted:
-        return
+def _keep_policies(ctx: Context, herd: Herd) -> None:
+    """Look at each VM on which nothing is open: its policy may ask for something whose time has come."""
     at = ctx.store.now()
-    held = {o.vm_key for o in operations if o.is_active or _has_just_started(o, at)}
-    for vm in wanted:
+    held = {operation.vm_key for operation in herd.open_operations()}
+    for vm in herd.follower.all(VirtualMachine):
         if vm.key in held:
             continue
-        batch = ctx.store.batch().create(start_operation(vm))
-        batch.check("unchanged", VirtualMachine.kind_name, vm.key, vm.version)
-        try:
-            answer = ctx.store.commit(batch)
-        except Conflict:
-            continue
-        if not isinstance(answer, Refusal):
-            log.info("VM is started again", vm=vm.key)
-
-
-def _has_just_started(operation: VirtualMachineOperation, at: datetime) -> bool:
-    finished_at = operation.status.finished_at
-    is_start = operation.spec.type is OperationType.START
-    return is_start and finished_at is not None and at - finished_at < _START_AGAIN_AFTER
-
-
-def _is_to_run(vm: VirtualMachine) -> bool:
-    if vm.status.phase.occupies_node:
-        return False
-    running = find_condition(vm.status.conditions, "Running")
-    match vm.spec.run_policy:
-        case RunPolicy.ALWAYS_ON:
-            return True
-        case RunPolicy.ALWAYS_ON_UNLESS_STOPPED_MANUALLY:
-            return running is None or running.reason in _NOT_BY_HAND
-        case RunPolicy.MANUAL | RunPolicy.ALWAYS_OFF:
-            return False
+        step = next_step(vm)
+        if policies.is_to_be_removed(vm) or (step is not None and policies.is_due(step, at)):
+            _try(partial(policies.keep, ctx, vm.key), vm.key)

@@ -11,7 +11,7 @@ from typing import cast
 
 from orchestrator.logs import logger
 from orchestrator.resources import Node, NodeInventory, VirtualMachineOperation
-from orchestrator.services.context import Context, deciding, now, put_timers, wake_grant
+from orchestrator.services.context import Context, deciding, put_timers, wake_grant
 from orchestrator.store import Batch, keys
 from orchestrator.store.connection import redis_errors
 
@@ -56,7 +56,7 @@ def _enter(ctx: Context, actual: dict[str, str], before: str) -> None:
     batch = ctx.store.batch()
     batch.tell("recovery mode: Redis restarted or failed over", warning=True, before=before, run_id=actual["run_id"])
     batch.check("field", keys.IDENTITY, "run_id", before)
-    _put_record(batch, actual, ENTERING, now().isoformat())
+    _put_record(batch, actual, ENTERING, ctx.now().isoformat())
     if before:
         batch.effect("SKIP", SKIP).effect("INCRBY", keys.EPOCH, SKIP)
     ctx.store.must_commit(batch)
@@ -66,7 +66,7 @@ def _order_listings(ctx: Context, actual: dict[str, str]) -> None:
     """Have every node list its domains anew, and let the timers of open grants begin anew."""
     batch = ctx.store.batch()
     batch.check("field", keys.IDENTITY, "state", ENTERING)
-    _put_record(batch, actual, RECOVERING, now().isoformat())
+    _put_record(batch, actual, RECOVERING, ctx.now().isoformat())
     inventories = ctx.store.many(NodeInventory, [node.name for node in ctx.store.all(Node)])
     for inventory in inventories.values():
         batch.put(inventory, inventory.with_(listing_order=f"recovery-{actual['run_id'][:12]}"))
@@ -97,7 +97,7 @@ def _leave_if_read(ctx: Context, actual: dict[str, str]) -> bool:
     batch = ctx.store.batch()
     batch.check("field", keys.IDENTITY, "run_id", actual["run_id"])
     batch.check("field", keys.IDENTITY, "state", RECOVERING)
-    _put_record(batch, actual, NORMAL, now().isoformat())
+    _put_record(batch, actual, NORMAL, ctx.now().isoformat())
     current = ctx.store.next_epochs(1)[0]
     if highest >= current:
         batch.effect("INCRBY", keys.EPOCH, highest - current + SKIP)

@@ -6,19 +6,23 @@ only when its epoch is the open grant's.
 
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any, cast
 
 from orchestrator.errors import AlreadyExists, Conflict
 from orchestrator.logs import logger
-from orchestrator.planner.flow import began, progress_percent, progressed
+from orchestrator.planner.flow import asked, began
+from orchestrator.planner.observation import ABSENT
 from orchestrator.resources import (
+    Action,
     Grant,
     GrantState,
+    NodeInventory,
     Reading,
     VirtualMachine,
     VirtualMachineOperation,
 )
-from orchestrator.services import inventory, settling
+from orchestrator.services import adoption_answers, evacuation, inventory, migrations, policies, preflight, settling
 from orchestrator.services.context import (
     Context,
     deciding,
@@ -76,29 +80,53 @@ def _cursor(ctx: Context, node: str) -> str:
         return cast("str | None", ctx.store.redis.hget(keys.CURSORS, node)) or ""
 
 
-def _handle(ctx: Context, batch: Batch, node: str, report: Report, at: datetime) -> list[After]:
+def _handle(  # noqa: C901, PLR0912 - a table, one kind a branch
+    ctx: Context, batch: Batch, node: str, report: Report, at: datetime
+) -> list[After]:
     body = report.body
     match report.kind:
         case "Began":
             return _began(ctx, batch, node, body, at)
         case "Progress":
             return _progress(ctx, batch, node, body, at)
+        case "Predicted":
+            return _predicted(ctx, batch, node, body, at)
+        case "Asked":
+            return _asked(ctx, batch, node, body, at)
+        case "Rebooted":
+            inventory.take_reboot(ctx, batch, node, str(body["uuid"]), at)
+            return []
+        case "HostShutdown":
+            begins = bool(body["begins"])
+            if not inventory.take_shutdown(ctx, batch, node, at, begins=begins):
+                return []
+            empty: After = partial(evacuation.empty, ctx, node)
+            return [empty if begins else partial(wake_grant, ctx)]
         case "Ended":
             return _ended(ctx, batch, node, body)
         case "Answer":
             return _answer(ctx, batch, node, report, at)
+        case "Adoption":
+            return adoption_answers.take_answer(ctx, batch, node, report, at)
+        case "Checked" | "Described":
+            is_awaited = preflight.take_answer(ctx, batch, node, report, at)
+            return [partial(wake_grant, ctx)] if is_awaited else []
         case "Listing":
-            is_news = inventory.take_listing(ctx, batch, node, report, at)
-            return [lambda: wake_grant(ctx)] if is_news else []
+            return _seen(ctx, inventory.take_listing(ctx, batch, node, report, at))
         case "Domain":
-            is_news = inventory.take_domain(ctx, batch, node, report, at)
-            return [lambda: wake_grant(ctx)] if is_news else []
+            return _seen(ctx, inventory.take_domain(ctx, batch, node, report, at))
         case "HypervisorLost":
             inventory.take_loss(ctx, batch, node, str(body.get("message", "")), at)
             return []
         case _:
             log.warning("unknown report dropped", node=node, kind=report.kind, number=report.number)
             return []
+
+
+def _seen(ctx: Context, seen: inventory.Seen) -> list[After]:
+    """What is to be done once an inventory's news are committed."""
+    afters: list[After] = [partial(policies.keep, ctx, vm) for vm in seen.stopped]
+    return [*afters, partial(wake_grant, ctx)] if seen.is_news else afters
 
 
 def _open_grant(
@@ -130,32 +158,46 @@ def _progress(ctx: Context, batch: Batch, node: str, body: dict[str, Any], at: d
     put_timers(ctx, batch, operation)
     job = body.get("job")
     if job:
-        percent = progress_percent(job["processed"], job["remaining"], job["total"], job["iteration"])
-        transition = progressed(operation, percent, _figures(job), at)
-        if transition is not None:
-            put_transition(batch, operation, vm, transition, at)
+        migrations.take_figures(batch, operation, vm, job, at)
     return []
 
 
-def _figures(job: dict[str, int]) -> str:
-    def mib(count: int) -> str:
-        return f"{count / 2**20:.1f}MiB"
+def _predicted(ctx: Context, batch: Batch, node: str, body: dict[str, Any], at: datetime) -> list[After]:
+    found = _open_grant(ctx, node, body, GrantState.RUNNING)
+    if found is not None and found[1] is not None:
+        migrations.take_predicted(batch, found[0], found[1], body, at)
+    return []
 
-    return (
-        f"TimeElapsed={job['elapsed_ms'] / 1000:.1f}s DataProcessed={mib(job['processed'])} "
-        f"DataRemaining={mib(job['remaining'])} DataTotal={mib(job['total'])} Iteration={job['iteration']} "
-        f"AutoConvergeThrottle={job['throttle']}%"
-    )
+
+def _asked(ctx: Context, batch: Batch, node: str, body: dict[str, Any], at: datetime) -> list[After]:
+    """A guest was asked to power off. From here on the control plane's timer enforces the grace period."""
+    found = _open_grant(ctx, node, body, GrantState.GRANTED, GrantState.RUNNING)
+    if found is None:
+        return []
+    operation, vm, grant = found
+    seen = ctx.store.get(NodeInventory, node).domains.get(grant.uuid)
+    if seen is not None and seen.state == ABSENT and not operation.status.superseded_by:
+        settling.begin(ctx, batch, operation, "its domain is gone", kill=False)  # that was reported before this
+        return []
+    message = str(body.get("message", ""))
+    transition = asked(operation, f" ({message})" if message else "", at)
+    put_transition(batch, operation, vm, transition, at)
+    put_timers(ctx, batch, transition.operation)
+    return _after_end(ctx, transition.operation) if transition.ended else []
 
 
 def _ended(ctx: Context, batch: Batch, node: str, body: dict[str, Any]) -> list[After]:
     found = _open_grant(ctx, node, body, GrantState.GRANTED, GrantState.RUNNING)
     if found is None:
         return []
+    operation, vm, grant = found
     message = str(body.get("message", ""))
     end = str(body["end"])
     cause = f"its call ended: {end}" + (f" ({message})" if message else "")
-    settling.begin(ctx, batch, found[0], cause, kill=False, end=end, message=message)
+    if grant.action is Action.MIGRATE:
+        operation = migrations.with_end(operation, body)
+        message += migrations.explain_deadline(ctx.config, grant, vm, body)
+    settling.begin(ctx, batch, operation, cause, kill=False, end=end, message=message)
     return []
 
 
@@ -171,7 +213,17 @@ def _answer(ctx: Context, batch: Batch, node: str, report: Report, at: datetime)
     new = transition.operation
     if not transition.ended:
         return [lambda: send_orders(ctx, new), lambda: send_grant(ctx, new) if _is_granted(new) else None]
-    return [lambda: publish_result(ctx, new), lambda: remove_deleted(ctx, new.key), lambda: wake_grant(ctx)]
+    return _after_end(ctx, new)
+
+
+def _after_end(ctx: Context, operation: VirtualMachineOperation) -> list[After]:
+    """What is to be done when a grant has ended."""
+    return [
+        lambda: publish_result(ctx, operation),
+        lambda: remove_deleted(ctx, operation.key),
+        lambda: policies.keep(ctx, operation.vm_key),
+        lambda: wake_grant(ctx),
+    ]
 
 
 def _is_granted(operation: VirtualMachineOperation) -> bool:

@@ -4,8 +4,11 @@ It begins when a node reports that its call ended, or when a grant is suspect; i
 kills the process that held it. It goes on in rounds: ask both, decide (`planner.settlement`), repair, ask both again.
 """
 
+from dataclasses import replace
 from datetime import datetime
 
+from orchestrator.errors import Invalid
+from orchestrator.logs import logger
 from orchestrator.planner.flow import (
     Note,
     Transition,
@@ -20,7 +23,7 @@ from orchestrator.planner.flow import (
     settling,
 )
 from orchestrator.planner.observation import observe
-from orchestrator.planner.settlement import Settled, Verdict, settle_migration, settle_start
+from orchestrator.planner.settlement import ALIVE, Settled, Verdict, settle_migration, settle_start, settle_stop
 from orchestrator.resources import (
     Action,
     GrantState,
@@ -32,8 +35,12 @@ from orchestrator.resources import (
     VirtualMachine,
     VirtualMachineOperation,
 )
+from orchestrator.resources.machine import record_machine
+from orchestrator.services import preflight
 from orchestrator.services.context import Context, put_timers, put_transition
 from orchestrator.store import Batch
+
+log = logger(__name__)
 
 ABSENT = Reading(present=False)
 
@@ -115,6 +122,19 @@ def answered(
     return transition
 
 
+def enforce_grace(ctx: Context, batch: Batch, operation: VirtualMachineOperation) -> VirtualMachineOperation:
+    """Add to a batch that a guest which did not power off in its time has its plug pulled."""
+    grant = operation.status.grant
+    assert grant is not None  # noqa: S101 - the caller looked
+    cause = f"it did not power off within {grant.grace_s} s: its plug was pulled"
+    forced = operation.with_grant(force=True, message=cause)
+    new = settling(forced, cause, kill=False, repair=(grant.node, OrderKind.DESTROY, ALIVE))
+    batch.put(operation, new)
+    _ask(ctx, batch, new)
+    batch.tell("grace period over", warning=True, operation=operation.key, node=grant.node)
+    return new
+
+
 def ask_again(ctx: Context, batch: Batch, operation: VirtualMachineOperation, at: datetime) -> VirtualMachineOperation:
     """Add to a batch that unanswered orders are pressed again; says on the operation who does not answer."""
     grant = operation.status.grant
@@ -152,6 +172,8 @@ def _decide(
     source, target = readings.get(grant.node, ABSENT), readings.get(grant.target, ABSENT)
     if grant.action is Action.START:
         settled = settle_start(target, grant.incarnation)
+    elif grant.action is Action.STOP:
+        settled = settle_stop(target, grant.incarnation, force=grant.force)
     else:
         seen = inventories[Key(grant.target)].domains.get(grant.uuid) if grant.target in inventories else None
         target_ran = seen is not None and seen.ran and seen.incarnation == grant.incarnation
@@ -164,10 +186,12 @@ def _decide(
     words = grant.message or settlement.cause
     match settled.verdict:
         case Verdict.DONE:
-            done = completed(operation, vm, target, at)
+            done = _with_machine(completed(operation, vm, target, at), grant.action, target)
+            done = preflight.with_copies_told(done, grant, arrived=True)
             return settled, _with_later_reports(done, inventories, grant.target, target, at)
         case Verdict.BACK:
             back = came_back(operation, vm, source, words, at, retry_limit=ctx.config.retry_limit)
+            back = preflight.with_copies_told(back, grant, arrived=False)
             return settled, _with_later_reports(back, inventories, grant.node, source, at)
         case Verdict.ADOPT:
             # Where an abort was asked for, and the job has lost its worker, the one that adopts it is told to abort it.
@@ -197,6 +221,19 @@ def _ask(ctx: Context, batch: Batch, operation: VirtualMachineOperation) -> None
         for node, order in grant.settlement.orders.items():
             if not order.kind.changes_domain:
                 batch.wake(node, "order")
+
+
+def _with_machine(transition: Transition, action: Action, reading: Reading) -> Transition:
+    """Keep the machine that a start gave the VM, so that every later start gives it the same one."""
+    vm = transition.vm
+    if action is not Action.START or vm is None or not reading.live_xml:
+        return transition
+    try:
+        machine = record_machine(reading.live_xml)
+    except Invalid as error:  # what a node says is not trusted; the VM runs all the same
+        log.warning("machine not recorded", vm=vm.key, error=str(error))
+        return transition
+    return replace(transition, vm=vm.with_status(machine=machine))
 
 
 def _with_later_reports(

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from orchestrator.resources import Action, Node, Resource, VirtualMachine, VirtualMachineOperation
+from orchestrator.resources import Action, Node, Order, OrderKind, Resource, VirtualMachine, VirtualMachineOperation
 from orchestrator.resources.node import NodeInventory
 from orchestrator.store import keys
 
 Command = list[str | int]
-_UNIQUE = frozenset({keys.ACTIVE_OPERATIONS, keys.VM_UIDS})
+_UNIQUE = frozenset({keys.ACTIVE_OPERATIONS, keys.OPEN_GRANTS, keys.VM_UIDS})
 LIST_ORDER = '{"kind":"list"}'
 """The order to a node to list all its domains anew."""
 
@@ -41,13 +41,16 @@ def indexes(resource: Resource | None, memory_overhead_mib: int = 0) -> frozense
         case VirtualMachine():
             entries = {IndexEntry(keys.VM_UIDS, resource.metadata.uid, resource.key)}
             if resource.status.node_name and resource.status.phase.occupies_node:
-                demand = f"{resource.spec.memory_mib + memory_overhead_mib} {resource.spec.cpu_millicores}"
+                spec = resource.running_spec
+                demand = f"{spec.memory_mib + memory_overhead_mib} {spec.cpu_millicores}"
                 entries.add(IndexEntry(keys.claims(resource.status.node_name), f"vm/{resource.key}", demand))
             return frozenset(entries)
-        case VirtualMachineOperation() if resource.is_active:
-            return frozenset(
-                {IndexEntry(keys.ACTIVE_OPERATIONS, resource.vm_key, resource.key), *_grant_indexes(resource)}
-            )
+        case VirtualMachineOperation():
+            entries = _grant_indexes(resource)  # a superseded one may have a grant that has to end first
+            entries |= _question_indexes(resource)
+            if resource.is_active:
+                entries.add(IndexEntry(keys.ACTIVE_OPERATIONS, resource.vm_key, resource.key))
+            return frozenset(entries)
         case NodeInventory():
             # Domains that we don't manage count in capacity. Each of their vCPUs is taken as reserved whole.
             entries = {
@@ -72,7 +75,7 @@ def _grant_indexes(operation: VirtualMachineOperation) -> set[IndexEntry]:
     if grant is None:
         return set()
     key = operation.key
-    entries: set[IndexEntry] = set()
+    entries = {IndexEntry(keys.OPEN_GRANTS, operation.vm_key, key)}
     if copy is not None:
         entries.add(IndexEntry(keys.grants(grant.node), key, copy.model_dump_json(by_alias=True)))
     if grant.action is Action.MIGRATE:  # a start's claim is its VM's own: the VM is on its node from the grant on
@@ -88,6 +91,27 @@ def _grant_indexes(operation: VirtualMachineOperation) -> set[IndexEntry]:
             for node, order in grant.settlement.orders.items()
         }
     return entries
+
+
+def _question_indexes(operation: VirtualMachineOperation) -> set[IndexEntry]:
+    """The questions that an operation's grant waits for; none is left once it is granted, or has ended."""
+    asked = operation.status.questions
+    if asked is None or not operation.awaits_answers:
+        return set()
+    order = Order(
+        id="",
+        kind=OrderKind.CHECK if asked.about else OrderKind.DESCRIBE,
+        uuid=asked.uuid,
+        epoch=0,
+        incarnation=asked.incarnation,
+        action=Action.MIGRATE,
+        machine=asked.machine,
+        copied_disks=asked.copied_disks,
+    )
+    return {
+        IndexEntry(keys.orders(node), question.id, order.with_(id=question.id).model_dump_json(by_alias=True))
+        for node, question in asked.open.items()
+    }
 
 
 @dataclass(slots=True)
@@ -106,6 +130,7 @@ class Batch:
     effects: list[Command] = field(default_factory=list)
     told: list[tuple[str, bool, dict[str, Any]]] = field(default_factory=list)
     _written: list[Resource] = field(default_factory=list)
+    _removed: dict[tuple[str, str], str | None] = field(default_factory=dict)
 
     def create(self, new: Resource) -> "Batch":
         """Store a document that must not exist yet."""
@@ -116,7 +141,12 @@ class Batch:
         return self._write(old, new)
 
     def delete(self, old: Resource) -> "Batch":
-        """Remove `old`, which must still be what is stored."""
+        """Remove `old`, which must still be what is stored, and what is kept apart of it.
+
+        Watchers are shown `old` as it is given here: what is said on its end may be set in it.
+        """
+        if isinstance(old, VirtualMachine):
+            self.effect("HDEL", keys.ADOPTED, old.metadata.uid)
         return self._write(old, None)
 
     def check(self, *command: str | int) -> "Batch":
@@ -151,16 +181,18 @@ class Batch:
             }
         )
         self._written.append(subject)
-        # A new entry in an index whose members are unique must be new: the commit checks that.
+        # A new entry in an index whose members are unique must be new, or take the place of one that this very commit
+        # removes: the commit checks that.
         before, after = indexes(old, self.memory_overhead_mib), indexes(new, self.memory_overhead_mib)
         kept = {(entry.key, entry.member) for entry in after}
         for entry in sorted(before - after, key=lambda e: (e.key, e.member)):
             if (entry.key, entry.member) in kept:
                 continue  # the new value overwrites it
+            self._removed[entry.key, entry.member] = entry.value
             self.effect("SREM" if entry.value is None else "HDEL", entry.key, entry.member)
         for entry in sorted(after - before, key=lambda e: (e.key, e.member)):
             if entry.key in _UNIQUE:
-                self.check("field", entry.key, entry.member, "")
+                self.check("field", entry.key, entry.member, self._removed.pop((entry.key, entry.member), None) or "")
             if entry.value is None:
                 self.effect("SADD", entry.key, entry.member)
             else:

@@ -17,6 +17,10 @@ are removed by the commit that ends it:
 | `schedulable` | set of nodes | control | none; index of Node |
 | `vm-uids` | hash uid -> VM | control | none; index of VMs: a uid is one domain in the whole herd |
 | `active-operations` | hash VM -> operation | control | none; index, ends with the operation |
+| `open-grants` | hash VM -> operation | control | none; index: one open grant a VM; ends with the grant |
+| `adopted` | hash uid -> definition | control | none; how a domain was defined when it was adopted, **with its
+  secrets**: in no document, event or log; ends with its VM |
+| `answers:<id>` | list | control | 10 min: what an agent told of its domains, for whoever asked |
 | `claims:<node>` | hash -> "MiB millicores" | control | none; index of VMs; reservations end with their grant |
 | `slots:cluster`, `slots:outbound:<node>`, `slots:inbound:<node>` | set of operations | control | none: a
   grant that ran out is suspect and keeps its slots until it is settled |
@@ -50,7 +54,9 @@ CHANGES = "changes"
 CHANGES_MAX = 100_000
 SCHEDULABLE = "schedulable"
 ACTIVE_OPERATIONS = "active-operations"
+OPEN_GRANTS = "open-grants"
 VM_UIDS = "vm-uids"
+ADOPTED = "adopted"
 SLOTS_CLUSTER = "slots:cluster"
 DEADLINES = "deadlines"
 AWAITING = "awaiting"
@@ -58,6 +64,7 @@ CURSORS = "cursors"
 
 REQUEST_TTL_MS = 600_000
 WANTED_TTL_MS = 5_000
+ANSWERS_TTL_MS = 600_000
 LEASE_KEPT_MS = 7 * 86_400_000
 CLAIM_TTL_MS = 86_400_000
 REPORTS_MAX = 10_000
@@ -97,6 +104,11 @@ def orders(node: str) -> str:
 def wake(node: str) -> str:
     """Wakes the node's processes."""
     return f"wake:{node}"
+
+
+def answers(order_id: str) -> str:
+    """What a node answered to one question, for whoever asked."""
+    return f"answers:{order_id}"
 
 
 def wanted(task: str) -> str:

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import redis
 
+from orchestrator.resources.adoption import AdoptionOrder, AdoptionOrderKind
 from orchestrator.resources.vmop import NodeGrant, Order
 from orchestrator.settings import settings
 from orchestrator.store import keys
@@ -22,7 +23,7 @@ class Report:
 
     Attributes:
         number: The node's counter.
-        kind: `Began`, `Progress`, `Ended`, `Answer`, `Listing`, `Domain` or `HypervisorLost`.
+        kind: `Began`, `Progress`, `Ended`, `Answer`, `Adoption`, `Listing`, `Domain` or `HypervisorLost`.
         body: What it says; see the handlers in `services.reports`.
     """
 
@@ -105,20 +106,25 @@ class NodeStore:
             grant = cast("str | None", self.redis.hget(keys.grants(self.node), operation))
         return NodeGrant.model_validate_json(grant) if grant else None
 
-    def orders(self) -> dict[str, Order | None]:
+    def orders(self) -> dict[str, Order | AdoptionOrder | None]:
         """Read the orders that wait for an answer, by id; None stands for the order to list everything."""
         with redis_errors(self.redis):
             found = cast("dict[str, str]", self.redis.hgetall(keys.orders(self.node)))
-        return {
-            order_id: None if json.loads(body)["kind"] == "list" else Order.model_validate_json(body)
-            for order_id, body in found.items()
-        }
+        return {order_id: _read_order(body) for order_id, body in found.items()}
 
     def order(self, order_id: str) -> Order | None:
         """Read one order; None when it is answered or withdrawn."""
         with redis_errors(self.redis):
             body = cast("str | None", self.redis.hget(keys.orders(self.node), order_id))
-        return Order.model_validate_json(body) if body else None
+        order = _read_order(body) if body else None
+        return order if isinstance(order, Order) else None
+
+    def adoption_order(self, order_id: str) -> AdoptionOrder | None:
+        """Read one order about a definition; None when it is answered or withdrawn."""
+        with redis_errors(self.redis):
+            body = cast("str | None", self.redis.hget(keys.orders(self.node), order_id))
+        order = _read_order(body) if body else None
+        return order if isinstance(order, AdoptionOrder) else None
 
     def wait_for_wake(self, last_id: str, timeout_s: float) -> str:
         """Wait until something is new for this node, or the time is over.
@@ -134,3 +140,13 @@ class NodeStore:
             answer = self.redis.xread({keys.wake(self.node): last_id}, block=max(1, int(timeout_s * 1000)))
         streams = read_streams(answer)
         return streams[0][1][-1][0] if streams else last_id
+
+
+_ADOPTION_KINDS = frozenset(kind.value for kind in AdoptionOrderKind)
+
+
+def _read_order(body: str) -> Order | AdoptionOrder | None:
+    kind = json.loads(body)["kind"]
+    if kind == "list":
+        return None
+    return AdoptionOrder.model_validate_json(body) if kind in _ADOPTION_KINDS else Order.model_validate_json(body)

@@ -15,6 +15,7 @@ import redis
 from orchestrator.errors import AlreadyExists, Conflict, NotFound, VersionExpired
 from orchestrator.logs import logger
 from orchestrator.resources import KINDS, Key, Resource, split_key
+from orchestrator.resources.meta import STORED
 from orchestrator.settings import Settings, settings
 from orchestrator.store import keys
 from orchestrator.store.batch import Batch
@@ -74,7 +75,7 @@ def decode(kind: str, stored: str) -> Resource:
 
 def _decode(kind: str, version: int, created: int, body: str) -> Resource:
     # A newer vmherd may have written fields that this one does not know: they are no error while both run.
-    resource = KINDS[kind].model_validate_json(body, extra="ignore")
+    resource = KINDS[kind].model_validate_json(body, extra="ignore", context=STORED)
     meta = resource.metadata.with_(resource_version=str(version))
     return resource.with_(metadata=meta, created_version=created)
 

@@ -3,24 +3,43 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from xml.sax.saxutils import escape
 
 import libvirt
 
-from tests.contract.hypervisor_hosts import BUSY_CAP_MIB_S, BUSY_MIB, Side
+from tests.contract.hypervisor_hosts import BUSY_MIB, CONSOLE_PASSWORD, LOCAL_DISK_MIB, RESTLESS_MIB_S, Lack, Side
 from tests.contract.tiny_guest import Behaviour, write_kernel
 from tests.lab.host import LabHost
 from tests.lab.image import emulator
 from tests.lab.lab import Lab
+from tests.lab.network import GUEST_BRIDGE
 from tests.waiting import wait_until
+from workers.hypervisor.domain_xml import with_marker
 from workers.hypervisor.libvirt_driver import LibvirtHypervisor
-from workers.hypervisor.libvirt_readings import with_marker
 from workers.hypervisor.port import Marker
+
+_LOCAL: Final = Path("/var/lib/libvirt/images")
+"""A folder that each host has for itself."""
+_POOL: Final = "local"
+_LAN: Final = "lan"
+_UNFIT: Final[Mapping[Lack, str | tuple[str, str]]] = {
+    "cpu": (">qemu64<", ">Nowhere-Server<"),
+    "machine": ("machine='pc'", "machine='pc-nowhere'"),
+    "disk": ("equipped.raw", "nowhere.raw"),
+    "cdrom": ("equipped.iso", "nowhere.iso"),
+    "bridge": (f"bridge='{GUEST_BRIDGE}'", "bridge='nowhere'"),
+    "network": (f"network='{_LAN}'", "network='nowhere'"),
+    "hostdev": (
+        "<hostdev mode='subsystem' type='pci' managed='yes'><source>"
+        "<address domain='0x0000' bus='0x03' slot='0x00' function='0x1'/></source></hostdev>"
+    ),
+    "tpm": "<tpm model='tpm-tis'><backend type='emulator' version='2.0'/></tpm>",
+}
 
 
 class LibvirtHostPair:
@@ -32,7 +51,21 @@ class LibvirtHostPair:
         self.source = LibvirtHypervisor(self._hosts["source"].libvirt_uri)
         self.target = LibvirtHypervisor(self._hosts["target"].libvirt_uri)
         self.target_uri = self._hosts["target"].migration_uri
+        for side in self._hosts:
+            self._ensure_network_and_pool(side)
         self.away_uri = f"qemu+tcp://{self._hosts['target'].address}:9/system"
+
+    def _ensure_network_and_pool(self, side: Side) -> None:
+        self._local_disk(side, "none").parent.mkdir(exist_ok=True)
+        with self._connection(side) as connection:
+            if _LAN not in connection.listNetworks():
+                connection.networkCreateXML(
+                    f"<network><name>{_LAN}</name><forward mode='bridge'/><bridge name='{GUEST_BRIDGE}'/></network>"
+                )
+            if _POOL not in connection.listStoragePools():
+                connection.storagePoolCreateXML(
+                    f"<pool type='dir'><name>{_POOL}</name><target><path>{_LOCAL}</path></target></pool>"
+                )
 
     def blank_xml(self, name: str, uuid: str) -> str:
         return _domain_xml(name, uuid, memory_mib=16)
@@ -41,10 +74,59 @@ class LibvirtHostPair:
         return self._tiny_xml(name, uuid, Behaviour(fill_mib=BUSY_MIB, dirty_mib_s=1))
 
     def restless_xml(self, name: str, uuid: str) -> str:
-        return self._tiny_xml(name, uuid, Behaviour(fill_mib=BUSY_MIB, dirty_mib_s=3 * BUSY_CAP_MIB_S))
+        return self._tiny_xml(name, uuid, Behaviour(fill_mib=BUSY_MIB, dirty_mib_s=RESTLESS_MIB_S))
 
     def poweroff_xml(self, name: str, uuid: str) -> str:
         return self._tiny_xml(name, uuid, Behaviour(poweroff_after_s=1))
+
+    def obedient_xml(self, name: str, uuid: str) -> str:
+        return self._tiny_xml(name, uuid, Behaviour(heeds_button=True))
+
+    def rebooting_xml(self, name: str, uuid: str) -> str:
+        return self._tiny_xml(name, uuid, Behaviour(reboot_after_s=1))
+
+    def agent_xml(self, name: str, uuid: str) -> str:
+        return _with_devices(
+            self.blank_xml(name, uuid),
+            "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>",
+        )
+
+    def secret_xml(self, name: str, uuid: str) -> str:
+        socket = "<listen type='socket'/>"
+        return _with_devices(
+            self.blank_xml(name, uuid), f"<graphics type='vnc' passwd='{CONSOLE_PASSWORD}'>{socket}</graphics>"
+        )
+
+    def equipped_xml(self, name: str, uuid: str) -> str:
+        disk, cdrom = (self._kernels / f"equipped.{suffix}" for suffix in ("raw", "iso"))
+        for image in (disk, cdrom):
+            image.write_bytes(bytes(2**20))
+        return _with_devices(
+            self.blank_xml(name, uuid),
+            _disk("vda", disk),
+            f"<disk type='file' device='cdrom'><driver name='qemu' type='raw'/><source file='{cdrom}'/>"
+            "<target dev='hda' bus='ide'/><readonly/></disk>",
+            f"<interface type='bridge'><source bridge='{GUEST_BRIDGE}'/><model type='virtio'/><rom enabled='no'/>"
+            "</interface>",
+            f"<interface type='network'><source network='{_LAN}'/><model type='virtio'/><rom enabled='no'/>"
+            "</interface>",
+        )
+
+    def unfit_xml(self, name: str, uuid: str, lack: Lack) -> str:
+        xml = self.equipped_xml(name, uuid)
+        change = _UNFIT[lack]
+        return _with_devices(xml, change) if isinstance(change, str) else xml.replace(*change)
+
+    def local_disk_xml(self, name: str, uuid: str) -> str:
+        self._local_disk("source", uuid).write_bytes(_local_content(uuid))
+        return _with_devices(self.blank_xml(name, uuid), _disk("vda", _LOCAL / f"{uuid}.raw"))
+
+    def has_local_disk(self, side: Side, uuid: str) -> bool:
+        disk = self._local_disk(side, uuid)
+        return disk.exists() and disk.read_bytes() == _local_content(uuid)
+
+    def _local_disk(self, side: Side, uuid: str) -> Path:
+        return self._hosts[side].directory / _LOCAL.relative_to("/") / f"{uuid}.raw"
 
     def refused_xml(self, name: str, uuid: str) -> str:
         return self.blank_xml(name, uuid).replace("machine='pc'", "machine='no-such-machine'")
@@ -53,11 +135,21 @@ class LibvirtHostPair:
         kernel = write_kernel(behaviour, self._kernels)
         return _domain_xml(name, uuid, memory_mib=behaviour.fill_mib + 16, kernel=kernel)
 
-    def start_persistent(self, side: Side, domain_xml: str, marker: Marker) -> None:
+    def start_persistent(self, side: Side, domain_xml: str, marker: Marker | None) -> None:
         with self._connection(side) as connection:
-            domain = connection.defineXML(with_marker(domain_xml, marker)[0])
+            domain = connection.defineXML(domain_xml if marker is None else with_marker(domain_xml, marker)[0])
             domain.setAutostart(1)
             domain.create()
+
+    def add_snapshot(self, side: Side, uuid: str) -> None:
+        with self._connection(side) as connection:
+            handle = connection.lookupByUUIDString(uuid)
+            was = handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+            handle.snapshotCreateXML(  # as a backup restores one: there is no disk to take one of
+                "<domainsnapshot><name>before-the-upgrade</name><state>shutoff</state>"
+                f"<creationTime>1700000000</creationTime>{was}</domainsnapshot>",
+                libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE,
+            )
 
     def pause(self, side: Side, uuid: str) -> None:
         with self._connection(side) as connection:
@@ -88,6 +180,27 @@ class LibvirtHostPair:
     def thaw_daemon(self, side: Side) -> None:
         """Undo `freeze_daemon`."""
         self._hosts[side].kill_libvirtd(signal.SIGCONT)
+
+    def set_metadata(self, side: Side, uuid: str, element: str, namespace: str) -> None:
+        """Write into a machine's live metadata, as a person may."""
+        kind, live = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_LIVE
+        with self._connection(side) as connection:
+            connection.lookupByUUIDString(uuid).setMetadata(kind, element, "person", namespace, live)
+
+    def local_kernel(self, side: Side) -> Path:
+        """Write a kernel that only this side has."""
+        written = write_kernel(Behaviour(), self._local_disk(side, "none").parent)
+        return _LOCAL / written.name
+
+    @contextmanager
+    def without_pool(self, side: Side) -> Iterator[None]:
+        """The side without the storage pool of the folder that it has for itself."""
+        with self._connection(side) as connection:
+            connection.storagePoolLookupByName(_POOL).destroy()
+            try:
+                yield
+            finally:
+                self._ensure_network_and_pool(side)
 
     def uri(self, side: Side) -> str:
         """The URI for a driver of the test's own."""
@@ -134,8 +247,23 @@ def _is_cleared(connection: Any) -> bool:
     for domain in domains:
         with contextlib.suppress(libvirt.libvirtError):
             if domain.isPersistent():
-                domain.undefine()
+                domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
     return not domains
+
+
+def _with_devices(domain_xml: str, *devices: str) -> str:
+    return domain_xml.replace("</devices>", "".join(devices) + "</devices>")
+
+
+def _disk(target: str, image: Path) -> str:
+    return (
+        "<disk type='file' device='disk'><driver name='qemu' type='raw' cache='none'/>"
+        f"<source file='{image}'/><target dev='{target}' bus='virtio'/></disk>"
+    )
+
+
+def _local_content(uuid: str) -> bytes:
+    return uuid.encode().ljust(4096, b".") * (LOCAL_DISK_MIB * 256)
 
 
 def _domain_xml(name: str, uuid: str, *, memory_mib: int, kernel: Path | None = None) -> str:

@@ -1,15 +1,16 @@
 """What the libvirt driver promises beyond the port: daemons that freeze, forks, unsafe storage, and no leaks."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
-from uuid import uuid4
+from xml.etree import ElementTree as ET
 
 import pytest
 
 from orchestrator.errors import HypervisorUnavailable
 from tests.contract.libvirt_hosts import LibvirtHostPair
-from tests.contract.test_hypervisor import (
+from tests.contract.machines import (
     MARKER,
     Machine,
     Watcher,
@@ -19,19 +20,15 @@ from tests.contract.test_hypervisor import (
     read,
     state,
 )
+from tests.lab.lab import Lab
 from tests.waiting import wait_until
+from workers.hypervisor.domain_xml import MARKER_NAMESPACE
 from workers.hypervisor.libvirt_driver import LibvirtHypervisor
 from workers.hypervisor.port import DomainState, EventKind, MigrationEnd, MigrationRequest
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def machine() -> Machine:
-    uuid = str(uuid4())
-    return Machine(f"shop.vm-{uuid[:8]}", uuid)
 
 
 def test_a_frozen_daemon_is_unavailable(libvirt_pair: LibvirtHostPair, machine: Machine) -> None:
@@ -116,6 +113,89 @@ def test_storage_that_libvirt_does_not_know_as_shared(
     trusting = LibvirtHypervisor(pair.uri("source"), allow_unsafe=True)
     assert trusting.migrate(request).end is MigrationEnd.SUCCEEDED
     trusting.close()
+
+
+def test_what_is_started_from_a_live_definition_is_the_same_machine(
+    libvirt_pair: LibvirtHostPair, machine: Machine
+) -> None:
+    pair = libvirt_pair
+    pair.source.start(pair.equipped_xml(machine.name, machine.uuid), MARKER)
+    first = live_xml(pair.source, machine)
+    assert "machine='pc'" not in first, "a versioned one"
+    assert "<mac address=" in first
+    pair.source.destroy(machine.uuid)
+    pair.target.start(first, MARKER)
+    assert without_the_run(live_xml(pair.target, machine)) == without_the_run(first)
+    parsed = ET.fromstring(first)  # noqa: S314  libvirtd wrote it
+    assert [interface.get("type") for interface in parsed.iterfind("devices/interface")] == ["bridge", "network"]
+    assert parsed.find("cpu[@check='full']") is not None
+
+
+def live_xml(host: LibvirtHypervisor, machine: Machine) -> str:
+    definition = host.definition(machine.uuid)
+    assert definition is not None
+    return definition.live_xml
+
+
+def without_the_run(xml: str) -> str:
+    """Leave out what is of one run and passed over by a start: the run's number, names of taps."""
+    without_id = re.sub(r"""( id=["']\d+["']|\bvnet\d+)""", "", xml)
+    return ET.canonicalize(without_id, strip_text=True)
+
+
+def test_a_marker_that_somebody_damaged_is_removed(libvirt_pair: LibvirtHostPair, machine: Machine) -> None:
+    pair = libvirt_pair
+    pair.source.start(pair.blank_xml(machine.name, machine.uuid), MARKER)
+    pair.set_metadata("source", machine.uuid, "<vm project='shop'/>", MARKER_NAMESPACE)
+    assert read(pair.source, machine).marker is None
+    assert MARKER_NAMESPACE in live_xml(pair.source, machine)
+    pair.source.unmark(machine.uuid)
+    assert MARKER_NAMESPACE not in live_xml(pair.source, machine)
+    pair.source.unmark(machine.uuid)
+
+
+def test_files_that_the_guest_was_started_from_are_needed(libvirt_pair: LibvirtHostPair, machine: Machine) -> None:
+    pair = libvirt_pair
+    kernel = pair.local_kernel("source")
+    xml = pair.blank_xml(machine.name, machine.uuid).replace("hvm</type>", f"hvm</type><kernel>{kernel}</kernel>")
+    started = pair.source.start(xml, MARKER)
+    (problem,) = pair.target.preflight(live_xml(pair.source, machine))
+    assert problem == f"kernel: no such file {kernel}"
+    result = pair.source.migrate(MigrationRequest(machine.uuid, pair.target_uri, 596))
+    assert result.end is MigrationEnd.FAILED, "so this is worth a preflight, though the guest has long booted"
+    assert pair.source.domain(machine.uuid) == started
+
+
+def test_a_copied_disk_needs_a_storage_pool_or_its_image(libvirt_pair: LibvirtHostPair, machine: Machine) -> None:
+    pair = libvirt_pair
+    xml = pair.local_disk_xml(machine.name, machine.uuid)
+    pair.source.start(xml, MARKER)
+    request = MigrationRequest(machine.uuid, pair.target_uri, 596, copy_disks=("vda",))
+    with pair.without_pool("target"):
+        (problem,) = pair.target.preflight(xml, ("vda",))
+        assert "storage pool" in problem
+        assert pair.source.migrate(request).end is MigrationEnd.FAILED
+        assert state(pair.source, machine) is DomainState.RUNNING
+    assert pair.target.preflight(xml, ("vda",)) == []
+
+
+@pytest.mark.parametrize("agent", ["works", "hangs"])
+def test_a_guests_agent(libvirt_pair: LibvirtHostPair, hypervisor_lab: Lab, agent: str) -> None:
+    """One that works heeds no power button here, so it was the agent; one that hangs is passed over."""
+    host, address = libvirt_pair.source, "192.0.2.201"
+    guest = hypervisor_lab.guest(f"agent-{agent}", address=address, memory_mib=128, agent=agent, acpi=agent == "hangs")
+    watcher = Watcher(host)
+    machine = Machine(guest.domain, guest.uuid)
+    assert host.start(guest.xml, MARKER).agent is False
+    guest.wait_up()
+    wait_until(lambda: read(host, machine).agent, 20, "the agent to be connected")
+    wait_until(lambda: (EventKind.CHANGED, "agent-connected") in watcher.of(machine))
+    if agent == "works":
+        assert promptly(lambda: host.addresses(guest.uuid)) == [address]
+    promptly(lambda: host.shutdown(guest.uuid))
+    wait_until(lambda: host.domain(guest.uuid) is None, 30, "the guest to power off")
+    stopped = watcher.wait_for(EventKind.STOPPED, machine)
+    assert (stopped.detail, stopped.reason) == ("shutdown", "guest")
 
 
 def test_restarts_of_the_daemon_leak_nothing(libvirt_pair: LibvirtHostPair, machine: Machine) -> None:

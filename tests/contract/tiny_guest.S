@@ -9,6 +9,8 @@ fill_pages: .long 0
 dirty_per_tick: .long 0
 working_set_pages: .long 1
 poweroff_at: .long 0
+heeds_button: .long 0
+reboot_at: .long 0
 entry:
  cli
  mov esp, 0x90000
@@ -50,6 +52,12 @@ fill:
  add edi, 4096
  loop fill
 filled:
+ cmp dword ptr [heeds_button], 0
+ je deaf
+ mov dx, 0x602     # PM1_EN: without its bit QEMU does not press the button
+ mov ax, 0x100
+ out dx, ax
+deaf:
  xor ebx, ebx      # ticks
  xor esi, esi      # page in the working set
 idle:
@@ -57,10 +65,23 @@ idle:
  hlt
  inc ebx
  cmp ebx, [poweroff_at]
- jne run
+ je off
+ cmp ebx, [reboot_at]
+ je reboot
+ cmp dword ptr [heeds_button], 0
+ je run
+ mov dx, 0x600     # PM1_STS
+ in ax, dx
+ test ah, 1
+ jz run
+off:
  mov dx, 0x604
  mov ax, 0x2000
  out dx, ax
+ jmp run
+reboot:
+ mov al, 0xfe      # the keyboard controller pulls the reset line
+ out 0x64, al
 run:
  mov ecx, [dirty_per_tick]
  jecxz idle

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.resources import Node, OperationPhase, VirtualMachine, VmPhase
+from orchestrator.resources import Node, OperationPhase, OperationType, VirtualMachine, VmPhase
 from orchestrator.store import access
 from orchestrator.store.connection import connect
 from tests.builders import a_node
@@ -99,7 +99,7 @@ class TestCreate:
         printed = vmherd.ok("get", "vm", "-o", "yaml")
         vmherd.store.redis.flushall()
         assert vmherd.ok("create", "-f", "-", "-o", "name", stdin=printed) == names
-        assert {vm.status.phase for vm in vmherd.store.all(VirtualMachine)} == {VmPhase.PENDING}
+        assert {vm.status.phase for vm in vmherd.store.all(VirtualMachine)} == {VmPhase.STOPPED}
 
     def test_as_it_was_stored(self, vmherd: Vmherd) -> None:
         text = vm_manifest("a") + "---\n" + vm_manifest("b")
@@ -108,7 +108,7 @@ class TestCreate:
         one = json.loads(
             vmherd.ok("create", "-f", "-", "-o", "json", stdin=json.dumps(yaml.safe_load(vm_manifest("c"))))
         )
-        assert one["status"]["phase"] == "Pending"
+        assert one["status"]["phase"] == "Stopped"
 
     def test_one_bad_document_and_nothing_is_stored(self, vmherd: Vmherd) -> None:
         bad = vm_manifest("b", memory={"size": "192Mi", "swap": "1Gi"})
@@ -160,7 +160,8 @@ class TestRefusals:
     def test_vm_not_running(self, vmherd: Vmherd) -> None:
         vmherd.ok("create", "-f", "-", stdin=vm_manifest("linux-vm"))
         told = vmherd.refused("evict", "linux-vm")
-        assert told == "Evict is not applicable: VirtualMachine 'linux-vm' is Pending, not Running"
+        why = "Evict is not applicable: VirtualMachine 'linux-vm' is Stopped, not Running"
+        assert told == f"{why} (NotApplicableForVirtualMachinePhase)"
 
     def test_a_second_operation(self, vmherd: Vmherd) -> None:
         vmherd.running_vm()
@@ -177,12 +178,18 @@ class TestRefusals:
         assert told == "VirtualMachine 'linux-vm' runs on node 'h1' already (spec.migrate.nodeName)"
         assert vmherd.refused("migrate", "linux-vm", "--node", "x") == "Node 'x' not found (spec.migrate.nodeName)"
 
-    def test_a_vm_that_runs_is_not_deleted(self, vmherd: Vmherd) -> None:
+    def test_a_vm_that_runs_is_stopped_before_it_is_removed(self, vmherd: Vmherd) -> None:
         vmherd.running_vm()
-        told = vmherd.refused("delete", "vm", "linux-vm")
-        assert told == "VirtualMachine 'linux-vm' is Running on node h1: stop it first"
-        vmherd.set_vm("linux-vm", phase=VmPhase.STOPPED)
         assert vmherd.ok("delete", "vm", "linux-vm") == 'virtualmachine "linux-vm" deleted\n'
+        assert [(o.spec.type, o.status.phase) for o in vmherd.operations()] == [
+            (OperationType.STOP, OperationPhase.PENDING)
+        ]
+        assert {vm.status.phase for vm in vmherd.store.all(VirtualMachine)} == {VmPhase.TERMINATING}
+
+    def test_one_that_does_not_run_is_removed(self, vmherd: Vmherd) -> None:
+        vmherd.ok("create", "-f", "-", stdin=vm_manifest("linux-vm"))
+        assert vmherd.ok("delete", "vm", "linux-vm") == 'virtualmachine "linux-vm" deleted\n'
+        assert vmherd.store.all(VirtualMachine) == []
 
 
 class TestNodes:

@@ -352,7 +352,7 @@ def test_crashed_vms_run_again_where_their_policy_says_so(stage: Stage) -> None:
     del stage.nodes["n1"].domains[vm.metadata.uid]
     stage.nodes["n1"].tell(vm.metadata.uid, "crashed")
     stage.read()
-    assert stage.vm("a").status.phase is VmPhase.STOPPED
+    assert stage.vm("a").status.phase is VmPhase.PENDING
     stage.forget()
     for _ in range(3):
         stage.reconcile()

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.errors import Conflict
 from orchestrator.queues import lifecycle_queue, migrate_queue
-from orchestrator.resources import GrantState, OperationPhase, OperationType, RunPolicy, VmPhase
+from orchestrator.resources import GrantState, OperationPhase, OperationType, RunPolicy
 from orchestrator.services import operations, reconcile
 from orchestrator.services.housekeeping import remove_old_operations
 from orchestrator.store import keys
@@ -131,7 +131,7 @@ class TestRestarts:
         del stage.nodes["n1"].domains[vm.metadata.uid]
         stage.nodes["n1"].tell(vm.metadata.uid, how, reason)
         stage.read()
-        assert stage.vm("a").status.phase is VmPhase.STOPPED
+        assert not stage.vm("a").status.phase.occupies_node
         stage.reconcile()
 
     @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ class TestRestarts:
                 True,
             ),  # the node's doing, not the guest's
             (RunPolicy.ALWAYS_ON_UNLESS_STOPPED_MANUALLY, "shutdown", "guest", False),
-            (RunPolicy.ALWAYS_ON_UNLESS_STOPPED_MANUALLY, "destroyed", "", False),
+            (RunPolicy.ALWAYS_ON_UNLESS_STOPPED_MANUALLY, "destroyed", "", True),  # by whom is not known: not by hand
             (RunPolicy.ALWAYS_ON, "shutdown", "guest", True),
             (RunPolicy.ALWAYS_ON, "destroyed", "", True),
             (RunPolicy.MANUAL, "crashed", "", False),
@@ -158,20 +158,24 @@ class TestRestarts:
         self.stopped(stage, how, reason, policy=policy)
         assert [o.spec.type for o in stage.operations()] == [OperationType.START] * starts
 
-    def test_one_that_can_not_start_is_tried_again_and_not_at_once(self, stage: Stage) -> None:
-        self.stopped(stage, "crashed")
-        (operation,) = stage.operations()
-        failed = operation.with_status(phase=OperationPhase.FAILED, finished_at=datetime.now(UTC))
-        stage.store.must_commit(stage.store.batch().put(operation, failed))
-        for _ in range(3):
+    def test_one_that_stops_again_and_again_waits_longer_each_time(self, stage: Stage) -> None:
+        vm = stage.add_vm("a", "n1")
+        waits = []
+        for _ in range(4):
+            node = stage.nodes[stage.vm("a").status.node_name]
+            del node.domains[vm.metadata.uid]
+            node.tell(vm.metadata.uid, "crashed")
+            stage.read()
             stage.reconcile()
-        assert len(stage.operations()) == 1
-        later = stage.operation(operation)
-        long_ago = later.with_status(finished_at=datetime.now(UTC) - timedelta(minutes=2))
-        stage.store.must_commit(stage.store.batch().put(later, long_ago))
-        for _ in range(3):
-            stage.reconcile()
-        assert len(stage.operations()) == 2
+            not_before = stage.vm("a").status.not_before
+            waits.append(0 if not_before is None else round((not_before - stage.store.now()).total_seconds()))
+            if not_before is not None:  # nothing is started before its time, which then comes
+                assert not any(o.is_active for o in stage.operations())
+                old = stage.vm("a")
+                stage.store.must_commit(stage.store.batch().put(old, old.with_status(not_before=stage.store.now())))
+                stage.reconcile()
+            stage.play(lambda: stage.is_at_rest("a"))
+        assert waits == [0, 10, 20, 40]
 
     def test_a_new_vm_for_which_there_was_no_room_is_tried_again(self, stage: Stage) -> None:
         operations.create_vm(stage.ctx, a_vm("a"))

@@ -100,7 +100,7 @@ class TestOnce:
         stage.store.redis.xtrim(keys.reports("n1"), maxlen=0, approximate=False)
         stage.nodes["n1"].list_all()
         stage.read()
-        assert stage.vm("a").status.phase is VmPhase.STOPPED
+        assert stage.vm("a").status.phase is VmPhase.PENDING
 
 
 # What a node may write into its own stream. Each is dropped, and what comes after it is read.
@@ -280,7 +280,7 @@ class TestInventory:
         stage.nodes["n1"].list_all()
         stage.read()
         vm = stage.vm("a")
-        assert vm.status.phase is VmPhase.STOPPED
+        assert vm.status.phase is VmPhase.PENDING
 
     def test_a_listing_from_before_what_is_known_does_not_say_so(self, stage: Stage) -> None:
         began = stage.nodes["n1"].store.counter()

@@ -137,7 +137,7 @@ class TestRows:
         stage.nodes["n1"].end(grant, "failed")
         stage.play(lambda: stage.operation(operation).status.phase.is_final)
         assert stage.operation(operation).status.phase is OperationPhase.FAILED
-        assert stage.vm("a").status.phase is VmPhase.STOPPED
+        assert stage.vm("a").status.phase is VmPhase.PENDING
         stage.reconcile()
         stage.play(lambda: stage.is_at_rest("a"))
         assert stage.vm("a").status.incarnation == 2

@@ -8,7 +8,7 @@ Faults (those that kill do so once: a file in VMHERD_FAULT_DIR remembers, so tha
 - `die:claim:before`, `die:claim:after`: around taking a grant
 - `die:ended:before`, `die:ended:after`: around reporting that the call ended
 - `die:commit:N:before`, `die:commit:N:after`: around this process's N-th commit that writes a document
-- `hold:migrate`: before each migration call it waits until there is a file VMHERD_FAULT_DIR/go
+- `hold:migrate`, `hold:start`: before each such call to libvirt it waits until there is a file VMHERD_FAULT_DIR/go
 - `double`: each message is sent twice
 - `lose`: each message is lost once
 """
@@ -26,10 +26,10 @@ from orchestrator import cli
 from orchestrator.celery_app import CeleryMessenger
 from orchestrator.cli import run as cli_run
 from orchestrator.queues import Message
+from orchestrator.settings import settings
 from orchestrator.store import Batch, Store
 from orchestrator.store.node_store import NodeStore
 from workers.hypervisor.libvirt_driver import LibvirtHypervisor
-from workers.hypervisor.port import MigrationRequest, MigrationResult
 
 
 def _die(name: str) -> None:
@@ -72,8 +72,8 @@ def _install(fault: str) -> None:
                 return bool(batch.writes) and next(seen) == wanted
 
             _around(Store, "commit", fault, when, is_it)
-        case ["hold", "migrate"]:
-            _hold_migrations()
+        case ["hold", "migrate" | "start" as method]:
+            _hold(method)
         case ["double"]:
 
             def send_twice(send: Callable[[Message], None], message: Message) -> None:
@@ -94,16 +94,16 @@ def _install(fault: str) -> None:
             raise SystemExit(f"unknown fault {fault}")
 
 
-def _hold_migrations() -> None:
-    original = LibvirtHypervisor.migrate
+def _hold(method: str) -> None:
+    original = getattr(LibvirtHypervisor, method)
     go = Path(os.environ["VMHERD_FAULT_DIR"]) / "go"
 
-    def migrate(self: LibvirtHypervisor, request: MigrationRequest) -> MigrationResult:
+    def held(self: LibvirtHypervisor, *args: Any) -> Any:
         while not go.exists():
             time.sleep(0.01)
-        return original(self, request)
+        return original(self, *args)
 
-    setattr(LibvirtHypervisor, "migrate", migrate)  # noqa: B010 - a method is replaced on purpose
+    setattr(LibvirtHypervisor, method, held)
 
 
 def _wrap_send(how: Callable[[Callable[[Message], None], Message], Any]) -> None:
@@ -117,6 +117,7 @@ def _wrap_send(how: Callable[[Callable[[Message], None], Message], Any]) -> None
 
 def _run_here(*arguments: str) -> NoReturn:
     """Run a module in this process, where the product would execute a new one."""
+    settings.cache_clear()  # a new process would read its environment anew
     sys.argv = list(arguments)
     runpy.run_module(arguments[0], run_name="__main__", alter_sys=False)
     raise SystemExit(0)

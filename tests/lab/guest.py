@@ -195,6 +195,7 @@ class GuestSpec:
     dirty_mib_s: int = 0
     working_set_mib: int = 32
     acpi: bool = False
+    agent: str = ""
     boots: bool = True
 
     @property
@@ -240,6 +241,7 @@ def _domain_xml(spec: GuestSpec, identity: str, *, console: Path, disk: Path | N
         words = ["console=ttyS0", "quiet", "loglevel=4", f"lab.dirty={spec.dirty_mib_s}"]
         words += [f"lab.ws={spec.working_set_mib}", f"lab.acpi={int(spec.acpi)}"]
         words += [f"lab.ip={spec.address}/24"] if spec.address else []
+        words += [f"lab.agent={spec.agent}"] if spec.agent else []
         boot = (
             f"<kernel>{escape(str(files.kernel))}</kernel><initrd>{escape(str(files.initrd))}</initrd>"
             f"<cmdline>{escape(' '.join(words))}</cmdline>"
@@ -251,6 +253,8 @@ def _domain_xml(spec: GuestSpec, identity: str, *, console: Path, disk: Path | N
             f"<interface type='bridge'><source bridge='{GUEST_BRIDGE}'/><mac address='{mac}'/>"
             "<model type='virtio'/><rom enabled='no'/></interface>\n    "
         )
+    if spec.agent:
+        devices += "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>\n    "
     if disk is not None:
         devices += (
             "<disk type='file' device='disk'><driver name='qemu' type='raw' cache='none'/>"

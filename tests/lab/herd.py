@@ -19,7 +19,7 @@ import libvirt
 
 from orchestrator import Cluster
 from orchestrator.errors import NotFound, Refused
-from orchestrator.resources import Resource, VirtualMachine, VirtualMachineOperation
+from orchestrator.resources import OperationType, Resource, VirtualMachine, VirtualMachineOperation
 from orchestrator.services import operations
 from orchestrator.store import access, keys
 from orchestrator.store.connection import connect
@@ -31,6 +31,8 @@ from tests.waiting import wait_until
 
 # The hosts see one file system, which libvirt can't know.
 _STORAGE = {"VMHERD_ASSUME_SHARED_STORAGE": "true"}
+# Emulation is what works on any machine (tests/lab/image.py), and the hosts have no cgroups of their own.
+_MACHINES = {"VMHERD_DOMAIN_TYPE": "qemu", "VMHERD_CPU_SHARES": "false"}
 
 R = TypeVar("R", bound=Resource)
 
@@ -150,7 +152,8 @@ class LabHerd:
 
     def environment(self, **more: str) -> dict[str, str]:
         """The environment of a process; from the source tree under test, whatever is installed."""
-        return {"PYTHONPATH": str(self._source), "VMHERD_LOG_FORMAT": "json", **_STORAGE, **self._env, **more}
+        fixed = {"PYTHONPATH": str(self._source), "VMHERD_LOG_FORMAT": "json"}
+        return {**fixed, **_STORAGE, **_MACHINES, **self._env, **more}
 
     def vmherd(self, *arguments: str, stdin: str | None = None, check: bool = True, timeout: float = 60.0) -> str:
         """Run the CLI from outside of the namespaces, as a person would; its standard output."""
@@ -163,13 +166,17 @@ class LabHerd:
             cwd=self._source,
         ).stdout
 
-    def manifest(self, guest: Guest, *, node: str = "", cores: int = 1) -> dict[str, Any]:
-        """The VirtualMachine of a guest; with a node, it may run there only until `free` is called on it."""
+    def manifest(self, guest: Guest, *, node: str = "", cores: int = 1, **spec_fields: Any) -> dict[str, Any]:
+        """The VirtualMachine of a guest; with a node, it may run there only until `free` is called on it.
+
+        Other fields of its spec are given as they are, for example `runPolicy="Manual"`.
+        """
         spec: dict[str, Any] = {
             "memory": {"size": f"{guest.memory_mib}Mi"},
             "cpu": {"cores": cores},
             "domainTemplate": guest.xml,
             "ipAddress": guest.address,
+            **spec_fields,
         }
         if node:
             spec["nodeSelector"] = {"kubernetes.io/hostname": node}
@@ -180,10 +187,12 @@ class LabHerd:
             "spec": spec,
         }
 
-    def start_guests(self, *guests: tuple[Guest, str], up: bool = True, timeout: float = 90.0) -> None:
+    def start_guests(
+        self, *guests: tuple[Guest, str], up: bool = True, timeout: float = 90.0, **spec_fields: Any
+    ) -> None:
         """Create guests, each on a node of its own choice, and wait until they run (and answer)."""
         for guest, node in guests:
-            self.cluster.create(self.manifest(guest, node=node))
+            self.cluster.create(self.manifest(guest, node=node, **spec_fields))
         for guest, node in guests:
             self.wait_vm(
                 guest.name,
@@ -234,31 +243,37 @@ class LabHerd:
             host.unshape()
             if not host.libvirtd_answers():
                 host.start_libvirtd()
-        domains = [domain for host in self.lab.hosts for domain in host.connect().listAllDomains()]
-        with ThreadPoolExecutor(max_workers=8) as pool:  # each takes more than a second
-            list(pool.map(_remove, domains))
         for node in self.cluster.nodes():
             self.cluster.uncordon(node.name)
 
         def is_empty() -> bool:
             store = self.cluster.store
             for operation in store.all(VirtualMachineOperation):
+                if operation.is_active and operation.spec.type is OperationType.STOP:
+                    continue  # of a VM that is being deleted: it would be made anew
                 with contextlib.suppress(NotFound):
                     operations.delete_operation(self.cluster.context, operation.key)
             for vm in store.all(VirtualMachine):
                 with contextlib.suppress(Refused, NotFound):
                     operations.delete_vm(self.cluster.context, vm.key)
+            # After that, or else their policies start them again; and guests are not given time to power off.
+            domains = [domain for host in self.lab.hosts for domain in host.connect().listAllDomains()]
+            with ThreadPoolExecutor(max_workers=8) as pool:  # each takes more than a second
+                list(pool.map(_remove, domains))
             return not store.all(VirtualMachine) and not store.all(VirtualMachineOperation)
 
         wait_until(is_empty, 60, "the herd is empty", interval=0.3)
 
     def leftovers(self) -> dict[str, Any]:
-        """Everything that a finished operation must not leave: slots, reservations, grants, orders, timers."""
+        """Everything that a finished operation must not leave: slots, reservations, grants, orders, timers, indexes."""
         redis = self.cluster.store.redis
         found: dict[str, Any] = {}
         for pattern in ("slots:*", "grants:*", "orders:*"):
             for key in redis.scan_iter(pattern):
                 found[key] = redis.smembers(key) if redis.type(key) == "set" else redis.hgetall(key)
+        for key in (keys.ACTIVE_OPERATIONS, keys.OPEN_GRANTS):
+            if redis.hlen(key):
+                found[key] = redis.hgetall(key)
         for key in (keys.DEADLINES, keys.AWAITING):
             if redis.zcard(key):
                 found[key] = redis.zrange(key, 0, -1)

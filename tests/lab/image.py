@@ -32,6 +32,7 @@ _MODULES = (
     "net_failover",
     "virtio_net",
     "virtio_blk",
+    "virtio_console",
     "button",
     "evdev",
 )

@@ -201,6 +201,7 @@ class Lab:
         dirty_mib_s: int = 0,
         working_set_mib: int = 32,
         acpi: bool = False,
+        agent: str = "",
         disk_mib: int = 0,
     ) -> Guest:
         """Describe a Linux guest; it is not started. It boots in some seconds and serves its state by HTTP.
@@ -214,6 +215,7 @@ class Lab:
             dirty_mib_s: How much memory it rewrites per second.
             working_set_mib: The memory that it rewrites, round and round.
             acpi: Whether it heeds the power button (libvirt's `shutdown()`).
+            agent: Its guest agent: one that "works" (it tells addresses and powers off) or "hangs"; "" for none.
             disk_mib: Size of a raw disk to which it writes its ticks too, in the lab's folder; 0 for none.
         """
         disk = None
@@ -221,7 +223,9 @@ class Lab:
             disk = self.directory / "disks" / f"{namespace}.{name}.raw"
             with disk.open("wb") as file:
                 file.truncate(disk_mib * 2**20)
-        spec = GuestSpec(name, namespace, address, memory_mib, vcpus, dirty_mib_s, working_set_mib, acpi=acpi)
+        spec = GuestSpec(
+            name, namespace, address, memory_mib, vcpus, dirty_mib_s, working_set_mib, acpi=acpi, agent=agent
+        )
         return describe(spec, lab=self.name, directory=self.directory, control=self.control, disk=disk)
 
     def blank(self, name: str, *, namespace: str = "default", memory_mib: int = 16) -> Guest:

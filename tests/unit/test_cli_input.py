@@ -12,7 +12,7 @@ from orchestrator.cli.create import Document, read_documents
 from orchestrator.cli.main import COMMANDS, app, explain
 from orchestrator.cli.nodes import node_url
 from orchestrator.errors import Invalid, NotFound
-from orchestrator.resources import Event, Node, Resource, VirtualMachine, VirtualMachineOperation
+from orchestrator.resources import Event, Node, Resource, VirtualMachine, VirtualMachineClass, VirtualMachineOperation
 from orchestrator.services.operations import read_manifest
 
 
@@ -21,6 +21,7 @@ from orchestrator.services.operations import read_manifest
     [
         ("vm vms VM virtualmachine VirtualMachines virtualmachines.virtualization.deckhouse.io", VirtualMachine),
         ("vmop vmops virtualmachineoperation virtualmachineoperations", VirtualMachineOperation),
+        ("vmclass vmclasses virtualmachineclass virtualmachineclasses", VirtualMachineClass),
         ("node nodes no", Node),
         ("event events ev", Event),
     ],
@@ -31,7 +32,7 @@ def test_kinds_by_all_their_names(words: str, kind: type[Resource]) -> None:
 
 @pytest.mark.parametrize("word", ["pod", "", "nodeinventory"])
 def test_no_kind(word: str) -> None:
-    with pytest.raises(typer.BadParameter, match="is not a kind: vm, vmop, node or event"):
+    with pytest.raises(typer.BadParameter, match="is not a kind: vm, vmclass, vmop, node or event"):
         parse_kind(word)
 
 

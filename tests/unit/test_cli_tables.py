@@ -89,9 +89,14 @@ def test_vms() -> None:
         "linux-vm   Running   node-1   192.0.2.101   5m",
         "b          Pending   <none>   <none>        5m",
     ]
-    assert printed([a_vm(policy=RunPolicy.MANUAL, cores=2, fraction="20%", memory="192Mi")], wide=True) == [
-        "NAME       PHASE     NODE   IPADDRESS   AGE   CORES   COREFRACTION   MEMORY   RUNPOLICY   INCARNATION",
-        "linux-vm   Running   n1     <none>      5m    2       20%            192Mi    Manual      1",
+    (header, row) = printed([a_vm(policy=RunPolicy.MANUAL, cores=2, fraction="20%", memory="192Mi")], wide=True)
+    assert header.split("   ")[0] == "NAME"
+    assert " ".join(header.split()[5:]) == (
+        "CORES COREFRACTION MEMORY NEED RESTART AGENT MIGRATABLE RUNPOLICY INCARNATION"
+    )
+    assert row.split() == [
+        *("linux-vm", "Running", "n1", "<none>", "5m", "2", "20%", "192Mi"),
+        *("False", "Unknown", "Unknown", "Manual", "1"),
     ]
 
 

@@ -8,6 +8,7 @@ from orchestrator.cli.waiting import Lines, Silent, Watched, failure, take_until
 from orchestrator.errors import WaitTimeout
 from orchestrator.planner.flow import say
 from orchestrator.resources import KINDS, Key, OperationPhase, Reason, Resource, VirtualMachineOperation
+from orchestrator.resources.vmop import MigrationOutcome, Prediction
 from orchestrator.store import Change, ChangeType
 from orchestrator.store.store import Loaded
 from tests.builders import NOW, an_operation
@@ -97,6 +98,38 @@ def test_lines_for_phases_and_for_why_it_is_pending(capsys: pytest.CaptureFixtur
         "linux-vm: Pending: no node fits",
         "linux-vm: InProgress: a tenth",
         "linux-vm: Completed: runs on node n2 (guest stopped for 23 ms)",
+    ]
+
+
+def test_what_was_foreseen_stands_beside_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    foreseen = under_way(an_operation()).with_status(progress=3, prediction=Prediction(duration_s=9.6))
+    measured = foreseen.with_status(
+        prediction=Prediction(dirty_rate_mib_s=16, duration_s=14, converges=True)
+    )  # before it sends, and so the only one that is told
+    moving = measured.with_status(progress=10, outcome=MigrationOutcome(duration_s=1, transferred_mib=5, iterations=1))
+    more = moving.with_status(progress=60, outcome=MigrationOutcome(duration_s=10, transferred_mib=90, iterations=2))
+    done = completed(
+        more.with_status(outcome=MigrationOutcome(duration_s=13.2, transferred_mib=130, iterations=4, downtime_ms=23))
+    )
+    lines = Lines()
+    for shown in (foreseen, measured, moving, more, done, done):
+        lines.update(Watched(shown))
+    assert capsys.readouterr().out.splitlines() == [
+        "linux-vm: InProgress (op): a tenth",
+        "linux-vm: predicted: 14.0 s; it dirties 16.0 MiB/s",
+        "linux-vm: Completed: runs on node n2 (guest stopped for 23 ms)",
+        "linux-vm: measured: 13.2 s, 130 MiB sent in 4 passes, guest stopped for 23 ms",
+    ]
+
+
+def test_a_second_attempt_is_foreseen_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    first = under_way(an_operation()).with_status(prediction=Prediction(duration_s=9.6))
+    lines = Lines()
+    for shown in (first, first.with_status(prediction=Prediction(dirty_rate_mib_s=90, converges=False))):
+        lines.update(Watched(shown))
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "linux-vm: predicted: 9.6 s or more; its dirty rate is not known",
+        "linux-vm: predicted: does not converge by itself; it dirties 90.0 MiB/s",
     ]
 
 

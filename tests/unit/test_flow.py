@@ -106,7 +106,7 @@ class TestMigration:
         transition = flow.gone(running(), a_vm(elsewhere="n2"), "source absent, target absent", NOW)
         assert transition.operation.status.phase is OperationPhase.FAILED
         assert transition.vm is not None
-        assert (transition.vm.status.phase, transition.vm.status.elsewhere) == (VmPhase.STOPPED, "")
+        assert (transition.vm.status.phase, transition.vm.status.elsewhere) == (VmPhase.PENDING, "")
         condition = find_condition(transition.vm.status.conditions, "Running")
         assert condition is not None
         assert condition.reason == "Crashed"  # so a VM that is to run is started again
@@ -230,57 +230,6 @@ class TestSettling:
         assert (grant.epoch, grant.state, grant.adopt, grant.settlement) == (9, GrantState.GRANTED, True, None)
         assert grant.cancel  # an abort that was asked for stays asked for
         assert (grant.node, grant.target) == ("n1", "n2")
-
-
-# Progress -------------------------------------------------------------------------------------------------------------
-
-counts = st.integers(0, 2**40)
-jobs = st.tuples(counts, counts, counts, st.integers(0, 50))
-
-
-@given(*(st.integers(-(2**70), 2**70) for _ in range(4)))
-def test_progress_is_between_10_and_90_whatever_a_node_says(
-    processed: int, remaining: int, total: int, iteration: int
-) -> None:
-    assert 10 <= flow.progress_percent(processed, remaining, total, iteration) <= 90
-
-
-def test_the_first_pass_gets_at_most_45() -> None:
-    assert [flow.progress_percent(p, 100 - p, 100, 1) for p in (0, 50, 100, 250)] == [10, 27, 45, 45]
-    assert flow.progress_percent(100, 100, 100, 2) == 45
-    assert flow.progress_percent(900, 0, 100, 9) == 90
-
-
-@given(st.lists(jobs | st.sampled_from(["began", "failed", "adopted"]), max_size=12))
-def test_progress_never_falls(steps: list[tuple[int, int, int, int] | str]) -> None:
-    """Over any reports, failed attempts and adoptions, as watchers see them."""
-    operation = flow.granted(an_operation(), a_vm(), a_grant(), NOW).operation
-    shown = [operation.status.progress]
-    for step in steps:
-        match step:
-            case "began":
-                operation = flow.began(operation, None, NOW).operation
-            case "failed":
-                operation = flow.came_back(operation, None, a_reading("running"), "", NOW, retry_limit=99).operation
-                operation = flow.granted(operation, a_vm(), a_grant(), NOW).operation
-            case "adopted":
-                operation = flow.adopted(flow.settling(operation, "", kill=True), 5, NOW).operation
-            case str():
-                raise AssertionError(step)
-            case job:
-                transition = flow.progressed(operation, flow.progress_percent(*job), "", NOW)
-                operation = operation if transition is None else transition.operation
-        shown.append(operation.status.progress)
-    operation = flow.completed(operation, None, a_reading("running"), NOW).operation
-    assert shown == sorted(shown)
-    assert shown[-1] <= operation.status.progress == 100
-
-
-def test_what_is_no_news_is_not_stored() -> None:
-    operation = running().with_status(progress=40)
-    assert flow.progressed(operation, 40, "", NOW) is None
-    assert flow.progressed(operation, 12, "", NOW) is None
-    assert flow.progressed(operation, 41, "TimeElapsed=1.0s", NOW) is not None
 
 
 def test_the_same_is_said_once() -> None:

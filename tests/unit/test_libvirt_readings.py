@@ -3,7 +3,6 @@
 import pytest
 
 from workers.hypervisor.libvirt_readings import (
-    MARKER_NAMESPACE,
     JobKind,
     completed_figures,
     domain_state,
@@ -12,59 +11,10 @@ from workers.hypervisor.libvirt_readings import (
     migration_end,
     needs_cpu_time,
     parse_capabilities,
-    parse_definition,
     reason_word,
     version_text,
-    with_marker,
 )
-from workers.hypervisor.port import DomainState, EventKind, Marker, MigrationEnd
-
-MARKER = Marker(project="shop", name="web & <co>", incarnation=3, epoch=41)
-UUID = "5e21a3d0-9a53-4d5c-8a39-6b8f7b8a4c11"
-XML = f"""<!-- kept -->
-<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
-  <name>shop.web</name><uuid>{UUID.upper()}</uuid>
-  <metadata>
-    <other:thing xmlns:other='https://example.org/other'>kept</other:thing>
-    <old:vm xmlns:old='{MARKER_NAMESPACE}' project='old' name='old' incarnation='1' epoch='1'/>
-  </metadata>
-  <memory unit='KiB'>2097152</memory>
-  <vcpu current='2'>4</vcpu>
-  <qemu:commandline><qemu:arg value='-foo'/></qemu:commandline>
-</domain>"""
-
-
-def test_the_marker_is_written_once_and_the_rest_is_kept() -> None:
-    marked, uuid = with_marker(XML, MARKER)
-    assert uuid == UUID
-    definition = parse_definition(marked)
-    assert definition.marker == MARKER
-    assert marked.count(MARKER_NAMESPACE) == 1
-    assert "<vmherd:vm " in marked
-    assert "<qemu:arg value=" in marked
-    assert ">kept</other:thing>" in marked
-
-
-def test_a_definition_is_read() -> None:
-    definition = parse_definition(with_marker(XML, MARKER)[0])
-    assert (definition.uuid, definition.name) == (UUID, "shop.web")
-    assert (definition.memory_mib, definition.vcpus) == (2048, 2)
-    assert not definition.has_agent
-
-
-@pytest.mark.parametrize("state", ["connected", "disconnected"])
-def test_an_agent_counts_when_connected(state: str) -> None:
-    channel = (
-        "<devices><channel type='unix'>"
-        f"<target type='virtio' name='org.qemu.guest_agent.0' state='{state}'/></channel></devices></domain>"
-    )
-    assert parse_definition(XML.replace("</domain>", channel)).has_agent is (state == "connected")
-
-
-@pytest.mark.parametrize("damage", [("epoch='1'", ""), ("incarnation='1'", "incarnation='one'"), ("old:vm", "old:x")])
-def test_a_damaged_marker_is_none(damage: tuple[str, str]) -> None:
-    assert parse_definition(XML.replace(*damage)).marker is None
-
+from workers.hypervisor.port import DomainState, EventKind, MigrationEnd
 
 RUNNING, PAUSED, SHUTDOWN, SHUTOFF, CRASHED, PMSUSPENDED = 1, 3, 4, 5, 6, 7
 

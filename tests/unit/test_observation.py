@@ -77,7 +77,8 @@ class TestAbsence:
     def test_how_it_stopped_is_told_and_no_known_reason_is_a_crash(self, how: str, reason: str, warning: bool) -> None:
         observation = observe(a_vm(), "n1", seen(ABSENT, reason=how), NOW)
         assert observation.vm is not None
-        assert observation.vm.status.phase is VmPhase.STOPPED
+        is_to_start = reason != "GuestPoweredOff"
+        assert observation.vm.status.phase is (VmPhase.PENDING if is_to_start else VmPhase.STOPPED)
         assert running_reason(observation.vm) == reason
         assert [note.warning for note in observation.notes] == [warning]
 
@@ -146,7 +147,7 @@ class TestIncarnations:
         vm = after(a_vm(incarnation=2), "n2", "running", incarnation=1)
         for how in ("shutdown/guest", "crashed", ""):
             stopped = after(vm, "n1", ABSENT, incarnation=2, reason=how)
-            assert stopped.status.phase is VmPhase.STOPPED
+            assert not stopped.status.phase.occupies_node
             assert stopped.status.node_name == "n1"
 
     def test_nor_on_its_own_node(self) -> None:

@@ -1,14 +1,39 @@
 """Which node takes a VM, and what is said of those that don't."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.planner.placement import Demand, choose_node, refusal
+from orchestrator.planner.placement import (
+    Demand,
+    choose_node,
+    class_obstacle,
+    move_demand,
+    refusal,
+    start_demand,
+)
 from orchestrator.planner.snapshot import NodeState
-from tests.builders import a_node_state
+from orchestrator.resources import ObjectMeta, VmPhase, parse
+from orchestrator.resources.cpu import DEFAULT_CPU, CpuRequest
+from orchestrator.resources.machine import CpuFeature, Machine, MachineCpu
+from orchestrator.resources.scheduling import NodeLabels, Taint, TaintEffect, Toleration
+from orchestrator.resources.vm import Memory
+from tests.builders import a_class, a_cpu, a_node_state, a_structured_vm
+
+AVX2 = CpuRequest(model="qemu64", features=frozenset({"sse2", "avx2"}))
+TAINTED = (Taint(key="dedicated", value="db", effect=TaintEffect.NO_SCHEDULE),)
+AVOIDED = Taint(key="old", effect=TaintEffect.PREFER_NO_SCHEDULE)
+TOLERANT = Toleration(key="dedicated", operator="Exists")
+IN_ZONE = parse(
+    NodeLabels,
+    {
+        "matchLabels": {"disk": "ssd"},
+        "matchExpressions": [{"key": "zone", "operator": "In", "values": ["a", "b"]}],
+    },
+)
 
 
 def a_demand(**more: Any) -> Demand:
@@ -126,3 +151,68 @@ def test_the_choice_fits_is_the_best_and_does_not_depend_on_order(fields: list[d
     else:
         shares = {s.name: (s.cpu_used_millicores + 1000) / s.cpu_millicores for s in fitting}
         assert shares[choice.node] == min(shares.values())
+
+
+class TestClassesAndTaints:
+    @pytest.mark.parametrize(
+        ("node", "demand", "reason"),
+        [
+            pytest.param({"taints": TAINTED}, {}, "with taint dedicated=db:NoSchedule", id="tainted"),
+            pytest.param({"taints": TAINTED}, {"tolerations": (TOLERANT,)}, "", id="tolerated"),
+            pytest.param({"taints": (AVOIDED,)}, {}, "", id="only disliked"),
+            pytest.param({}, {"node_labels": IN_ZONE}, "without label disk=ssd, zone In (a, b)", id="class labels"),
+            pytest.param({"labels": {"zone": "b", "disk": "ssd"}}, {"node_labels": IN_ZONE}, "", id="class labels met"),
+            pytest.param({"cpu_": a_cpu("sse2")}, {"cpu": AVX2}, "without CPU features avx2", id="CPU"),
+            pytest.param({"cpu_": a_cpu("sse2", "avx2")}, {"cpu": AVX2}, "", id="CPU there"),
+            pytest.param({}, {"cpu": AVX2}, "", id="a CPU that was not told is no obstacle"),
+            pytest.param({"cpu_": a_cpu()}, {"like": a_cpu()}, "", id="the same CPU"),
+            pytest.param({"cpu_": a_cpu()}, {"like": a_cpu("sse2")}, "without an identical CPU", id="another CPU"),
+            pytest.param({"domain_type": "qemu"}, {"kvm": True}, "without KVM", id="no KVM"),
+        ],
+    )
+    def test_why_a_node_is_refused(self, node: dict[str, Any], demand: dict[str, Any], reason: str) -> None:
+        state = replace(a_node_state("n1", **{k: v for k, v in node.items() if k != "cpu_"}), cpu=node.get("cpu_"))
+        assert refusal(state, a_demand(**demand)) == reason
+
+    def test_a_disliked_node_comes_after_a_fuller_one(self) -> None:
+        disliked, full = a_node_state("n1", taints=(AVOIDED,)), a_node_state("n2", cpu_used_millicores=6000)
+        assert choose_node(nodes(disliked, full), a_demand()).node == "n2"
+        assert choose_node(nodes(disliked), a_demand()).node == "n1"
+
+    def test_reasons_of_cpus_are_counted(self) -> None:
+        poor = [replace(a_node_state(f"n{n}"), cpu=a_cpu("sse2")) for n in range(2)]
+        choice = choose_node(nodes(*poor, a_node_state("n9", taints=TAINTED)), a_demand(cpu=AVX2))
+        assert choice.explain() == "0/3 nodes: 1 with taint dedicated=db:NoSchedule, 2 without CPU features avx2"
+
+    def test_the_class_wins_over_the_vms_own_selector(self) -> None:
+        vm = a_structured_vm(nodeSelector={"zone": "a", "disk": "ssd"}, virtualMachineClassName="c")
+        vm_class = a_class("c", nodeSelector={"matchLabels": {"zone": "b"}}, tolerations=[{"operator": "Exists"}])
+        demand = start_demand(vm, vm_class, 64)
+        assert (dict(demand.labels), dict(demand.node_labels.match_labels)) == ({"disk": "ssd"}, {"zone": "b"})
+        assert refusal(a_node_state("n1", labels={"zone": "b", "disk": "ssd"}, taints=TAINTED), demand) == ""
+        assert refusal(a_node_state("n1", labels={"zone": "a", "disk": "ssd"}), demand) == "without label zone=b"
+
+    def test_a_start_gives_the_cpu_that_was_recorded_while_the_same_is_asked_for(self) -> None:
+        cpu = MachineCpu(model="EPYC", features=(CpuFeature(name="avx2"), CpuFeature(name="svm", policy="disable")))
+        vm = a_structured_vm().with_status(machine=Machine(cpu=cpu, cpu_from="custom Nehalem"))
+        assert start_demand(vm, None, 0).cpu == cpu.request
+        other = vm.with_status(machine=Machine(cpu=cpu, cpu_from="custom qemu64"))
+        assert start_demand(other, None, 0).cpu == DEFAULT_CPU
+
+    def test_a_running_vm_takes_along_what_it_runs_with(self) -> None:
+        vm = a_structured_vm().with_status(phase=VmPhase.RUNNING, node_name="n1")
+        vm = vm.with_(spec=vm.spec.with_(memory=Memory(size="8Gi"))).with_status(applied=vm.spec)
+        source = a_node_state("n1")
+        demand = move_demand(vm, None, 64, source)
+        assert (demand.memory_mib, demand.cpu, demand.kvm) == (1088, None, False)
+        seen = Machine(domain_type="kvm", cpu=MachineCpu(mode="host-passthrough"))
+        demand = move_demand(vm.with_status(machine=seen), None, 64, replace(source, cpu=a_cpu()))
+        assert (demand.like, demand.kvm) == (a_cpu(), True)
+
+    def test_a_class_that_is_not_there_holds_up_the_start(self) -> None:
+        vm = a_structured_vm(virtualMachineClassName="c")
+        assert class_obstacle(vm, None) == "VirtualMachineClass 'c' not found"
+        assert class_obstacle(vm, a_class("c")) == ""
+        edited = a_class("c").with_(metadata=ObjectMeta(name="c", generation=2))
+        assert class_obstacle(vm, edited) == "VirtualMachineClass 'c' has no CPU yet"
+        assert class_obstacle(a_structured_vm(), None) == ""

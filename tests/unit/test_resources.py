@@ -238,7 +238,7 @@ class TestParsing:
         with pytest.raises(Invalid) as error:
             parse(VirtualMachine, {**VM, "spec": spec})
         paths = [path for path, _ in error.value.causes]
-        assert paths == ["spec.cpu.cores", "spec.memory.size", "spec.domainTemplate", "spec.colour"]
+        assert paths == ["spec.cpu.cores", "spec.memory.size", "spec.colour"]
 
     def test_what_is_no_object_at_all_is_called_the_document(self) -> None:
         with pytest.raises(Invalid, match=r"^document: "):

@@ -16,17 +16,16 @@ from typing import Any, Final
 
 import libvirt
 
+from workers.hypervisor.domain_xml import ParsedDomain, parse_domain
 from workers.hypervisor.libvirt_connection import Asks, is_lost
 from workers.hypervisor.libvirt_readings import (
     INCOMING_JOB,
-    Definition,
     JobKind,
     JobReading,
     domain_state,
     is_shutoff,
     job_reading,
     needs_cpu_time,
-    parse_definition,
     reason_word,
 )
 from workers.hypervisor.port import Domain
@@ -68,17 +67,17 @@ class DomainReader:
         persistent = {
             handle.UUIDString() for handle in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
         }
-        definitions = {uuid: _read_definition(handle) for uuid, (handle, _) in before.items()}
+        all_parsed = {uuid: _read_parsed(handle) for uuid, (handle, _) in before.items()}
         jobs = self.read_jobs([uuid for uuid, (_, state) in before.items() if not is_shutoff(state[0])])
         found = []
         for uuid, (_, state) in _read_states(connection).items():
-            definition = definitions.get(uuid)
+            parsed = all_parsed.get(uuid)
             domain: Domain | None
-            if definition is None or before[uuid][1] != state:
+            if parsed is None or before[uuid][1] != state:
                 domain = self.read(connection, uuid)
             else:
                 job = jobs.get(uuid, _NO_JOB)
-                domain = self._assemble(definition, state, job, persistent=uuid in persistent)
+                domain = self._assemble(parsed, state, job, persistent=uuid in persistent)
             if domain is not None:
                 found.append(domain)
         return found
@@ -88,8 +87,8 @@ class DomainReader:
         try:
             handle = connection.lookupByUUIDString(uuid)
             state, job = self._read_state_and_job(handle)
-            definition = parse_definition(handle.XMLDesc())
-            return self._assemble(definition, state, job, persistent=bool(handle.isPersistent()))
+            parsed = parse_domain(handle.XMLDesc())
+            return self._assemble(parsed, state, job, persistent=bool(handle.isPersistent()))
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
@@ -112,21 +111,22 @@ class DomainReader:
                 return state, job
         return state, _SILENT
 
-    def _assemble(self, definition: Definition, state: _State, job: JobReading, *, persistent: bool) -> Domain | None:
+    def _assemble(self, parsed: ParsedDomain, state: _State, job: JobReading, *, persistent: bool) -> Domain | None:
         if is_shutoff(state[0]) and not persistent:
             return None  # its process is gone, and libvirt is about to forget it
-        has_run = self._has_run(definition.uuid) if needs_cpu_time(*state, job.kind) else True
+        has_run = self._has_run(parsed.uuid) if needs_cpu_time(*state, job.kind) else True
         return Domain(
-            uuid=definition.uuid,
-            name=definition.name,
+            uuid=parsed.uuid,
+            name=parsed.name,
             state=domain_state(*state, job.kind, has_run=has_run),
             reason=reason_word(*state),
-            marker=definition.marker,
-            memory_mib=definition.memory_mib,
-            vcpus=definition.vcpus,
+            marker=parsed.marker,
+            memory_mib=parsed.memory_mib,
+            vcpus=parsed.vcpus,
             persistent=persistent,
             job=job.job,
             has_job=job.kind is not JobKind.NONE,
+            agent=parsed.agent,
         )
 
     def _has_run(self, uuid: str) -> bool:
@@ -153,9 +153,9 @@ def _read_states(connection: Any) -> dict[str, tuple[Any, _State]]:
     }
 
 
-def _read_definition(handle: Any) -> Definition | None:
+def _read_parsed(handle: Any) -> ParsedDomain | None:
     try:
-        return parse_definition(handle.XMLDesc())
+        return parse_domain(handle.XMLDesc())
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return None
@@ -188,7 +188,7 @@ def read_addresses(connection: Any, uuid: str) -> list[str]:
     """Read a guest's addresses from the first source that knows one: agent, DHCP lease, ARP. May take seconds."""
     handle = connection.lookupByUUIDString(uuid)
     sources = [libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE, libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_ARP]
-    if parse_definition(handle.XMLDesc()).has_agent:
+    if parse_domain(handle.XMLDesc()).agent:
         # By default libvirt waits for ever for an agent that hangs.
         handle.agentSetResponseTimeout(_AGENT_DEADLINE_S)
         sources.insert(0, libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT)

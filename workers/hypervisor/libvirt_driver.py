@@ -19,27 +19,19 @@ from typing import Any, Final, TypeVar
 import libvirt
 
 from orchestrator.errors import DomainNotFound, HypervisorError, HypervisorUnavailable, OutcomeUnknown
-from workers.hypervisor.libvirt_connection import (
-    Asks,
-    SharedConnection,
-    is_alive,
-    is_lost,
-    message_of,
-    open_connection,
-    run_apart,
-)
+from workers.hypervisor.domain_needs import needs_of
+from workers.hypervisor.domain_xml import with_marker
+from workers.hypervisor.libvirt_changes import Changes
+from workers.hypervisor.libvirt_connection import Asks, SharedConnection, is_lost, message_of, run_apart
+from workers.hypervisor.libvirt_cpu import read_cpu
+from workers.hypervisor.libvirt_definitions import Definitions, read_definition
 from workers.hypervisor.libvirt_domains import DomainReader, read_addresses
 from workers.hypervisor.libvirt_events import EventTeller
-from workers.hypervisor.libvirt_readings import (
-    JobKind,
-    completed_figures,
-    is_unsafe_refusal,
-    migration_end,
-    parse_capabilities,
-    version_text,
-    with_marker,
-)
+from workers.hypervisor.libvirt_migration import Migrations
+from workers.hypervisor.libvirt_preflight import find_problems
+from workers.hypervisor.libvirt_readings import completed_figures, parse_capabilities, version_text
 from workers.hypervisor.port import (
+    Definition,
     Domain,
     DomainEvent,
     DomainExists,
@@ -47,17 +39,14 @@ from workers.hypervisor.port import (
     Host,
     Job,
     Marker,
-    MigrationEnd,
     MigrationRequest,
     MigrationResult,
 )
 
 T = TypeVar("T")
 
-_FIGURES_DEADLINE_S: Final = 4.0
-"""Longer than the end of a migration keeps the source's domain busy: until its QEMU is reaped, 0.2 to 2 s."""
-_CHANGE_DEADLINE_S: Final = 5.0
-"""Of resume and abort, which wait for QEMU. Later they may still take effect."""
+_SHUTDOWN_ANSWER_S: Final = 1.0
+"""A power button is pressed in milliseconds. What lasts longer is an agent at work, or a QEMU that hangs."""
 _ADDRESSES_DEADLINE_S: Final = 4.0
 _ADDRESS_LANES: Final = 2
 
@@ -76,16 +65,18 @@ class LibvirtHypervisor:
             on its own, a migration then loses the guest's writes.
     """
 
-    def __init__(self, uri: str = "qemu:///system", *, allow_unsafe: bool = False) -> None:
+    def __init__(self, uri: str = "qemu:///system", *, allow_unsafe: bool = False, domain_type: str = "") -> None:
         self.uri = uri
-        self._allow_unsafe = allow_unsafe
+        self._domain_type = domain_type
         self._lock = threading.Lock()
         self._events: EventTeller | None = None
         self._closed = False
-        self._aborting: set[str] = set()
         self._readings = SharedConnection(uri, self._wake_events)
         self._domains = DomainReader(uri)
         self._addresses = Asks(uri, _ADDRESS_LANES)
+        self._changes = Changes(uri, self._wake_events)
+        self._migrations = Migrations(self._changes, self._domains, allow_unsafe=allow_unsafe)
+        self._definitions = Definitions(self._changes, self.domain)
 
     def __repr__(self) -> str:
         return f"LibvirtHypervisor({self.uri!r})"
@@ -94,7 +85,7 @@ class LibvirtHypervisor:
 
     def host(self) -> Host:
         """Read what the host is."""
-        return self._read(_read_host)
+        return self._read(partial(_read_host, domain_type=self._domain_type))
 
     def domains(self) -> list[Domain]:
         """Read all domains, active and inactive, ordered by name."""
@@ -124,13 +115,7 @@ class LibvirtHypervisor:
             HypervisorUnavailable: Also if libvirt does not answer about this domain, since its QEMU hangs or is being
                 ended.
         """
-        reading = self._domains.read_jobs([uuid], _FIGURES_DEADLINE_S)[uuid]
-        if reading.kind is JobKind.SILENT:
-            raise HypervisorUnavailable(
-                f"libvirt at {self.uri} says nothing about the job of domain {uuid}: something else keeps the domain "
-                "busy, or its QEMU hangs"
-            )
-        return reading.job
+        return self._migrations.job(uuid)
 
     def completed_job(self, uuid: str) -> dict[str, int]:
         """Read the figures of the last completed migration, without consuming them; empty when there are none."""
@@ -150,28 +135,35 @@ class LibvirtHypervisor:
         """Ask that the active migration be aborted.
 
         Returns:
-            Whether the request was accepted, which does not mean that it will be aborted.
+            Whether the request was accepted, which does not mean that it will be aborted; False in post-copy, from
+            which no way leads back.
 
         Raises:
             OutcomeUnknown: libvirt did not answer the request, since QEMU hangs; it may still carry it out.
         """
-        # abortJob ends whatever job there is, so another kind is looked for first. Between the two a job may end and
-        # another begin: then that one is ended, as if a person had.
-        job = self._domains.read_jobs([uuid])[uuid]
-        if job.kind not in (JobKind.OUTGOING, JobKind.SILENT):
-            return False
-        self._aborting.add(uuid)  # before the call: the migration may end before it returns
-        try:
-            self._change(uuid, "abort of the migration", lambda handle: handle.abortJob())
-        except DomainNotFound:
-            self._aborting.discard(uuid)
-            return False
-        except libvirt.libvirtError as error:
-            self._aborting.discard(uuid)
-            if error.get_error_code() in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
-                return False  # no job any more, or no domain
-            raise HypervisorError(f"the migration of {uuid} was not aborted: {message_of(error)}") from error
-        return True
+        return self._migrations.abort(uuid)
+
+    def start_post_copy(self, uuid: str) -> bool:
+        """Switch the active migration, which allowed it, to post-copy.
+
+        Returns:
+            Whether it was accepted; False also when there is no such job any more.
+
+        Raises:
+            OutcomeUnknown: libvirt did not answer the request, since QEMU hangs; it may still carry it out.
+        """
+        return self._migrations.start_post_copy(uuid)
+
+    def dirty_rate(self, uuid: str, seconds: float) -> float | None:
+        """Measure, over whole seconds, how fast a running guest dirties memory; None where that can't be told."""
+        domain = self.domain(uuid)
+        if domain is None or domain.state is not DomainState.RUNNING or domain.has_job:
+            return None  # during a migration libvirt would answer at its end only
+        return self._migrations.dirty_rate(uuid, seconds)
+
+    def migrate(self, request: MigrationRequest) -> MigrationResult:
+        """Live-migrate a domain peer-to-peer; blocks until the call ends. Never raises for what went wrong with it."""
+        return self._migrations.migrate(request)
 
     # --- changes --------------------------------------------------------------------------------------------------
 
@@ -185,7 +177,7 @@ class LibvirtHypervisor:
             OutcomeUnknown: It may have been started.
         """
         marked_xml, uuid = with_marker(domain_xml, marker)
-        connection = self._connect()
+        connection = self._changes.connect()
         try:
             connection.createXML(marked_xml, 0)
         except libvirt.libvirtError as error:
@@ -221,7 +213,7 @@ class LibvirtHypervisor:
         # Without GRACEFUL, which gives up on a QEMU that ignores SIGTERM. So: SIGTERM, and SIGKILL after 10 s. It takes
         # 0.2 s, more where PID 1 is slow to reap QEMU, and 12 s for a stopped QEMU. Two at once: the second waits for
         # the first, and finds nothing.
-        connection = self._connect()
+        connection = self._changes.connect()
         try:
             connection.lookupByUUIDString(uuid).destroy()
         except libvirt.libvirtError as error:
@@ -251,62 +243,91 @@ class LibvirtHypervisor:
             # libvirt would wait for the job's end, up to 30 s, and then resume what may by then run elsewhere.
             raise HypervisorError(f"domain {uuid} is not resumed while a job is active on it ({domain.state})")
         try:
-            self._change(uuid, "resume", lambda handle: handle.resume())
+            self._changes.make(uuid, "resume", lambda handle: handle.resume())
         except libvirt.libvirtError as error:
             raise HypervisorError(f"domain {uuid} was not resumed: {message_of(error)}") from error
 
-    def _change(self, uuid: str, what: str, call: Callable[[Any], object]) -> None:
-        """Make a call that changes a domain and waits for its QEMU; an error of libvirt's means that it was refused."""
-        connection = self._connect()
+    def shutdown(self, uuid: str) -> None:
+        """Ask the guest to power off, by its agent if that is connected, else by the power button.
+
+        Raises:
+            DomainNotFound: The host does not have it, or it does not run.
+            HypervisorError: It can't be asked: it is paused, or a job is active on it.
+        """
+        domain = self.domain(uuid)
+        if domain is None or domain.state is DomainState.SHUTOFF:
+            raise DomainNotFound(f"domain {uuid} does not run on {self.uri}")
+        if domain.state is DomainState.SHUTDOWN:
+            return
+        if domain.state is not DomainState.RUNNING:
+            # libvirt would press the button all the same, and a paused guest feel it whenever it is resumed.
+            raise HypervisorError(f"domain {uuid} can't be asked to power off: it is {domain.state}")
+        if domain.has_job:
+            raise HypervisorError(f"domain {uuid} can't be asked to power off while a job is active on it")
+        connection = self._changes.connect()
         try:
+            # No flags: the agent, and the button if there is none or it fails. An agent's call lasts until the guest is
+            # down, or for 65 s if the agent hangs; it goes on while nobody waits for it.
             handle = connection.lookupByUUIDString(uuid)
-            run_apart(partial(call, handle)).result(_CHANGE_DEADLINE_S)
-        except TimeoutError as error:
-            raise OutcomeUnknown(
-                f"{what} of domain {uuid}: no answer for {_CHANGE_DEADLINE_S:g} s, its QEMU may hang"
-            ) from error
+            run_apart(lambda: handle.shutdownFlags(0)).result(_SHUTDOWN_ANSWER_S)
+        except TimeoutError:
+            return
         except libvirt.libvirtError as error:
             if is_lost(connection, error):
-                raise OutcomeUnknown(f"{what} of domain {uuid}: the connection to {self.uri} broke") from error
-            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                raise DomainNotFound(f"{self.uri} has no domain {uuid}") from error
-            raise
+                raise self._unavailable(error) from error
+            if self._is_active(uuid):
+                raise HypervisorError(f"domain {uuid} was not asked to power off: {message_of(error)}") from error
 
-    # --- migration ------------------------------------------------------------------------------------------------
+    # --- definitions ----------------------------------------------------------------------------------------------
 
-    def migrate(self, request: MigrationRequest) -> MigrationResult:
-        """Live-migrate a domain peer-to-peer; blocks until the call ends. Never raises for what went wrong with it."""
-        # UNDEFINE_SOURCE without PERSIST_DEST: a persistent domain too arrives transient and leaves no definition.
-        # Not ABORT_ON_ERROR: an I/O error of the guest's would then be the migration's failure, while moving the paused
-        # guest to a host that reaches its storage is the cure.
-        flags = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
-        if request.auto_converge:
-            flags |= libvirt.VIR_MIGRATE_AUTO_CONVERGE
-        if self._allow_unsafe:
-            flags |= libvirt.VIR_MIGRATE_UNSAFE
-        parameters = {libvirt.VIR_MIGRATE_PARAM_BANDWIDTH: request.bandwidth_mib_s}
-        if request.bandwidth_mib_s < 1:
-            # libvirt reads 0 as "no limit", and a negative number as a huge one.
-            return MigrationResult(MigrationEnd.NOT_STARTED, "a migration needs a bandwidth of at least 1 MiB/s")
+    def preflight(self, domain_xml: str, copied_disks: tuple[str, ...] = ()) -> list[str]:
+        """Say why a machine could not arrive here by live migration, as far as this host can tell beforehand.
+
+        Files and block devices are looked for by this process: it has to run on the host, and to see what QEMU sees.
+        """
+        needs = needs_of(domain_xml, copied_disks)
+        connection = self._changes.connect()
         try:
-            connection = self._connect()
-        except HypervisorError as error:
-            return MigrationResult(MigrationEnd.NOT_STARTED, str(error))
-        try:
-            handle = connection.lookupByUUIDString(request.uuid)
+            return find_problems(connection, needs)
         except libvirt.libvirtError as error:
-            return MigrationResult(MigrationEnd.NOT_STARTED, message_of(error))
-        self._aborting.discard(request.uuid)
-        try:
-            handle.migrateToURI3(request.target_uri, parameters, flags)
-        except libvirt.libvirtError as error:
-            result = _migration_result(connection, error)
-            if result.end is MigrationEnd.FAILED and request.uuid in self._aborting:
-                # An abort makes the target's QEMU fail too, and libvirt may tell that failure in place of the abort
-                # (8 of 41 aborts in the first tenth of a second).
-                return MigrationResult(MigrationEnd.ABORTED, result.message)
-            return result
-        return MigrationResult(MigrationEnd.SUCCEEDED)
+            raise self._unavailable(error) from error
+
+    def definition(self, uuid: str, *, secrets: bool = False) -> Definition | None:
+        """Read how a domain is configured; None when the host does not have it."""
+        return self._read(lambda connection: read_definition(connection, uuid, secrets=secrets))
+
+    def mark(self, uuid: str, marker: Marker) -> None:
+        """Write `marker` into a running domain's live metadata, replacing one that is there.
+
+        Raises:
+            DomainNotFound: The host does not have it, or it does not run.
+            HypervisorError: Refused, for example while a job is active on it.
+            OutcomeUnknown: It may have been written.
+        """
+        self._definitions.mark(uuid, marker)
+
+    def unmark(self, uuid: str) -> None:
+        """Remove the marker from a running domain's live metadata; nothing where there is none. Raises as `mark`."""
+        self._definitions.unmark(uuid)
+
+    def define(self, domain_xml: str, *, autostart: bool) -> None:
+        """Make a domain persistent (it may run or not) with this configuration.
+
+        Raises:
+            HypervisorError: Refused.
+            OutcomeUnknown: It may have been defined.
+        """
+        self._definitions.define(domain_xml, autostart=autostart)
+
+    def undefine(self, uuid: str) -> None:
+        """Make a running persistent domain transient: it runs on, and the host forgets it when it stops.
+
+        Raises:
+            HypervisorError: Refused: it does not run (what it is would be lost), it has snapshots or a job is active on
+                it.
+            OutcomeUnknown: It may have been undefined.
+        """
+        self._definitions.undefine(uuid)
 
     # --- guests ---------------------------------------------------------------------------------------------------
 
@@ -342,16 +363,10 @@ class LibvirtHypervisor:
             events, self._events = self._events, None
         if events is not None:
             events.close()
+        self._changes.close()
         self._readings.close()
         self._addresses.close()
         self._domains.close()
-
-    def _connect(self) -> Any:
-        if self._closed:
-            raise HypervisorError(f"the driver of {self.uri} was closed")
-        connection = open_connection(self.uri)
-        self._wake_events()
-        return connection
 
     def _wake_events(self) -> None:
         events = self._events
@@ -362,9 +377,10 @@ class LibvirtHypervisor:
         return HypervisorUnavailable(f"libvirt at {self.uri} is gone: {message_of(error)}")
 
 
-def _read_host(connection: Any) -> Host:
+def _read_host(connection: Any, domain_type: str = "") -> Host:
     uuid, cpu_model = parse_capabilities(connection.getCapabilities())
     memory_kib = connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)["total"]
+    domain_type, cpu = read_cpu(connection, domain_type)
     return Host(
         hostname=connection.getHostname(),
         uuid=uuid,
@@ -373,15 +389,6 @@ def _read_host(connection: Any) -> Host:
         cpu_model=cpu_model,
         hypervisor_version=f"{connection.getType()} {version_text(connection.getVersion())}",
         libvirt_version=version_text(connection.getLibVersion()),
+        domain_type=domain_type,
+        cpu=cpu,
     )
-
-
-def _migration_result(connection: Any, error: Any) -> MigrationResult:
-    code, words = error.get_error_code(), message_of(error)
-    end = migration_end(error.get_error_domain(), code, words, connected=is_alive(connection))
-    if is_unsafe_refusal(code):
-        words += (
-            " (if all nodes share the storage by a file system that libvirt does not know,"
-            " set VMHERD_ASSUME_SHARED_STORAGE=true on them)"
-        )
-    return MigrationResult(end, words)

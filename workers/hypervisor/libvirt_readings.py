@@ -15,21 +15,13 @@ It is told by the job, in this order (measured at each moment, also over restart
    has thrown the half-made copy away. `has_job` is true then, so that nobody acts on the guess alone.
 """
 
-import uuid
-import xml.etree.ElementTree as ET  # what is parsed comes from libvirtd, or from an administrator's VirtualMachine
+import xml.etree.ElementTree as ET  # what is parsed comes from libvirtd
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
-from xml.dom import minidom
-from xml.parsers.expat import ExpatError
 
-from orchestrator.errors import HypervisorError
-from workers.hypervisor.port import DomainState, EventKind, Job, Marker, MigrationEnd
-
-MARKER_NAMESPACE: Final = "https://vmherd.dev/domain/1"
-MARKER_PREFIX: Final = "vmherd"
-_MARKER_TAG: Final = f"{{{MARKER_NAMESPACE}}}vm"
+from workers.hypervisor.port import DomainState, EventKind, Job, MigrationEnd
 
 # virDomainState
 _RUNNING, _PAUSED, _SHUTDOWN, _SHUTOFF, _CRASHED, _PMSUSPENDED = 1, 3, 4, 5, 6, 7
@@ -126,114 +118,6 @@ class JobReading:
     job: Job | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Definition:
-    """What vmherd reads from a domain's XML.
-
-    Attributes:
-        uuid: Lower-case, with dashes.
-        name: libvirt's name for it.
-        marker: None for a domain that vmherd does not manage.
-        memory_mib: All memory it has, hot-plugged memory included.
-        vcpus: Those online, >= 1.
-        has_agent: Whether a guest agent is connected.
-    """
-
-    uuid: str
-    name: str
-    marker: Marker | None
-    memory_mib: int
-    vcpus: int
-    has_agent: bool
-
-
-def parse_definition(domain_xml: str) -> Definition:
-    """Read a domain's live XML, as libvirt wrote it."""
-    root = ET.fromstring(domain_xml)  # noqa: S314  libvirtd wrote it
-    vcpu = root.find("vcpu")
-    online = 1 if vcpu is None else int(vcpu.get("current") or vcpu.text or 1)
-    return Definition(
-        uuid=root.findtext("uuid", "").lower(),
-        name=root.findtext("name", ""),
-        marker=_parse_marker(root),
-        memory_mib=int(root.findtext("memory", "0")) // 1024,  # libvirt always answers in KiB
-        vcpus=max(1, online),
-        has_agent=any(
-            target.get("name") == "org.qemu.guest_agent.0" and target.get("state") == "connected"
-            for target in root.iterfind("devices/channel/target")
-        ),
-    )
-
-
-def _parse_marker(root: ET.Element) -> Marker | None:
-    element = root.find(f"metadata/{_MARKER_TAG}")
-    if element is None:
-        return None
-    try:
-        return Marker(
-            project=element.attrib["project"],
-            name=element.attrib["name"],
-            incarnation=int(element.attrib["incarnation"]),
-            epoch=int(element.attrib["epoch"]),
-        )
-    except (KeyError, ValueError):
-        return None  # somebody else's hand was in it: not a domain that we can claim
-
-
-def with_marker(domain_xml: str, marker: Marker) -> tuple[str, str]:
-    """Write `marker` into a domain's XML, in place of one that may be there.
-
-    minidom and not ElementTree, since it keeps comments and the prefixes of other namespaces (`qemu:commandline`).
-
-    Returns:
-        The XML, and the domain's UUID (lower-case, with dashes).
-
-    Raises:
-        HypervisorError: The XML is broken, is no domain, or lacks a name or a UUID.
-    """
-    try:
-        document = minidom.parseString(domain_xml)  # noqa: S318  an administrator's own, and libvirtd parses it next
-    except (ExpatError, ValueError) as error:
-        raise HypervisorError(f"the domain XML is broken: {error}") from error
-    root = document.documentElement
-    if root is None or root.tagName != "domain":
-        raise HypervisorError(f"the domain XML is no <domain> but a <{root.tagName if root else ''}>")
-    if not _child_text(root, "name"):
-        raise HypervisorError("the domain XML has no <name>")
-    try:
-        identity = str(uuid.UUID(_child_text(root, "uuid")))
-    except ValueError as error:
-        raise HypervisorError("the domain XML has no valid <uuid>: without one libvirt would invent it") from error
-    metadata = _child(root, "metadata")
-    if metadata is None:
-        metadata = root.appendChild(document.createElement("metadata"))
-    for old in list(metadata.childNodes):
-        if getattr(old, "namespaceURI", None) == MARKER_NAMESPACE:
-            metadata.removeChild(old)
-    element = document.createElementNS(MARKER_NAMESPACE, f"{MARKER_PREFIX}:vm")
-    element.setAttribute(f"xmlns:{MARKER_PREFIX}", MARKER_NAMESPACE)
-    element.setAttribute("project", marker.project)
-    element.setAttribute("name", marker.name)
-    element.setAttribute("incarnation", str(marker.incarnation))
-    element.setAttribute("epoch", str(marker.epoch))
-    metadata.appendChild(element)
-    return root.toxml(), identity
-
-
-def _child(parent: minidom.Element, tag: str) -> minidom.Element | None:
-    for node in parent.childNodes:
-        if isinstance(node, minidom.Element) and node.tagName == tag:
-            return node
-    return None
-
-
-def _child_text(parent: minidom.Element, tag: str) -> str:
-    child = _child(parent, tag)
-    if child is None:
-        return ""
-    return "".join(node.data for node in child.childNodes if isinstance(node, minidom.Text)).strip()
-
-
 def domain_state(state: int, reason: int, job: JobKind, *, has_run: bool = True) -> DomainState:
     """Translate virDomainState and its reason; the module's docstring says how the two kinds of paused are told.
 
@@ -314,6 +198,8 @@ def completed_figures(stats: Mapping[str, Any]) -> dict[str, int]:
         "elapsed_ms": "time_elapsed",
         "total_bytes": "data_total",
         "processed_bytes": "data_processed",
+        "iterations": "memory_iteration",
+        "throttle_percent": "auto_converge_throttle",
     }
     return {key: int(stats[theirs]) for key, theirs in keys.items() if theirs in stats}
 

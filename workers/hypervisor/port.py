@@ -104,6 +104,7 @@ class Domain:
         persistent: Whether the host would still know it after a reboot.
         job: The migration job that is active on it here, or None.
         has_job: Whether any job is active, also where its figures can't be read.
+        agent: Whether the guest's agent is connected; None where it has no channel for one.
     """
 
     uuid: str
@@ -116,6 +117,47 @@ class Domain:
     persistent: bool = False
     job: Job | None = None
     has_job: bool = False
+    agent: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """How a host has a domain configured.
+
+    Attributes:
+        live_xml: Of the running domain, from which it could be started again as the same machine; empty when it does
+            not run.
+        inactive_xml: Of its persistent definition; empty for a transient one.
+        autostart: Whether the host starts it by itself.
+        snapshots: Snapshots and checkpoints that the host keeps of it: they are lost when it is undefined.
+        secrets: Whether the two XMLs hold its secrets (passwords of consoles).
+    """
+
+    live_xml: str
+    inactive_xml: str
+    autostart: bool = False
+    snapshots: int = 0
+    secrets: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HostCpu:
+    """What CPU a host can give its guests, for the kind of domain that it runs.
+
+    Attributes:
+        vendor: `Intel`, `AMD`; empty where it is not told.
+        model: libvirt's name of the model that comes nearest to it.
+        features: All features of that CPU as a guest gets them and may take along on a migration, sorted; those of the
+            model included. Empty: not known.
+        disabled: Features of the model that a guest does not get here, sorted.
+        models: Models that can be given whole, sorted.
+    """
+
+    vendor: str = ""
+    model: str = ""
+    features: tuple[str, ...] = ()
+    disabled: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +172,8 @@ class Host:
         cpu_model: libvirt's name of the host's CPU model.
         hypervisor_version: For example `QEMU 7.2.22`.
         libvirt_version: For example `9.0.0`.
+        domain_type: What domains run by here: `kvm`, or `qemu` for emulation.
+        cpu: What its guests can get.
     """
 
     hostname: str
@@ -139,6 +183,8 @@ class Host:
     cpu_model: str
     hypervisor_version: str
     libvirt_version: str
+    domain_type: str = "kvm"
+    cpu: HostCpu = HostCpu()
 
 
 class MigrationEnd(StrEnum):
@@ -174,14 +220,23 @@ class MigrationRequest:
     Attributes:
         uuid: The domain.
         target_uri: Where the source's daemon connects to, for example `qemu+tcp://192.0.2.12/system`.
-        bandwidth_mib_s: Cap on pre-copy (and, were it used, post-copy), >= 1.
+        bandwidth_mib_s: Cap on pre-copy, on post-copy and on the copy of disks, each, >= 1.
         auto_converge: Throttle the guest's CPU when it dirties memory faster than the link carries it away.
+        post_copy: Allow `start_post_copy` during it.
+        channels: Parallel connections (multifd); 1 is one plain connection. With `post_copy` it is always one: QEMU
+            can't have both.
+        copy_disks: Target names (`vda`) of disks that are not shared and are copied with the guest; empty: none. The
+            target's `preflight` says whether it has a place for them. No image is deleted: neither the source's
+            afterwards, nor the target's when the migration fails.
     """
 
     uuid: str
     target_uri: str
     bandwidth_mib_s: int
     auto_converge: bool = False
+    post_copy: bool = False
+    channels: int = 1
+    copy_disks: tuple[str, ...] = ()
 
 
 class EventKind(StrEnum):
@@ -255,6 +310,15 @@ class Hypervisor(Protocol):
         """
         ...
 
+    def shutdown(self, uuid: str) -> None:
+        """Ask the guest to power off, and return at once. A guest may ignore it.
+
+        Raises:
+            DomainNotFound: The host does not have it, or it does not run.
+            HypervisorError: It can't be asked now (it is paused, say).
+        """
+        ...
+
     def resume(self, uuid: str) -> None:
         """Let a paused domain run.
 
@@ -278,19 +342,94 @@ class Hypervisor(Protocol):
         """Ask that the active migration be aborted.
 
         Returns:
-            Whether the request was accepted. True does **not** mean that it will be aborted: asked at the moment of
-            switch-over, the migration still succeeds. Only the end of `migrate` and a reading of both sides tell.
+            Whether the request was accepted; False in post-copy. True does **not** mean that it will be aborted: asked
+            at the moment of switch-over, the migration still succeeds. Only the end of `migrate` and a reading of both
+            sides tell.
+        """
+        ...
+
+    def start_post_copy(self, uuid: str) -> bool:
+        """Switch the active migration, which allowed it, to post-copy.
+
+        Returns:
+            Whether it was accepted; False also when there is no such job any more.
+        """
+        ...
+
+    def dirty_rate(self, uuid: str, seconds: float) -> float | None:
+        """Measure how fast a running guest dirties memory; blocks for `seconds` (0.5 to 10) and a little.
+
+        Returns:
+            MiB/s, about 20 % low and at most the working set over `seconds` (libvirt.md, section 7); None where the
+            hypervisor can't tell, or a job keeps it from being asked.
         """
         ...
 
     def completed_job(self, uuid: str) -> dict[str, int]:
         """Read, on the target, the figures of the last completed migration (downtime, time, bytes), without consuming
-        them; empty when there are none. Keys: `downtime_ms`, `elapsed_ms`, `total_bytes`, `processed_bytes`.
+        them; empty when there are none, as after post-copy. Keys: `downtime_ms`, `elapsed_ms`, `total_bytes`,
+        `processed_bytes`; and, where it tells them, `iterations` and `throttle_percent`.
         """  # noqa: D205
         ...
 
     def addresses(self, uuid: str) -> list[str]:
         """IP addresses of a running guest from its agent, a DHCP lease or ARP, in that order; empty if not known."""
+        ...
+
+    def preflight(self, domain_xml: str, copied_disks: tuple[str, ...] = ()) -> list[str]:
+        """Say why a machine could not arrive here by live migration, as far as this host can tell beforehand.
+
+        Args:
+            domain_xml: As `definition().live_xml` of the source gives it.
+            copied_disks: Target names of disks that are copied with it: they need not be there, but a place for them.
+
+        Returns:
+            One problem an entry, for people (`CPU model Haswell: this host lacks avx2, bmi2`, `disk vda: no such file
+            /srv/vm/web.qcow2`, `bridge br7 is not there`, `network lab is not active`); empty when it fits.
+        """
+        ...
+
+    def definition(self, uuid: str, *, secrets: bool = False) -> Definition | None:
+        """Read how a domain is configured; None when the host does not have it.
+
+        Args:
+            uuid: Of the domain.
+            secrets: Include the secrets in the XML.
+        """
+        ...
+
+    def mark(self, uuid: str, marker: Marker) -> None:
+        """Write `marker` into a running domain's live metadata, replacing one that is there.
+
+        Raises:
+            DomainNotFound: The host does not have it, or it does not run.
+            HypervisorError: Refused, for example while a job is active on it.
+            OutcomeUnknown: It may have been written.
+        """
+        ...
+
+    def unmark(self, uuid: str) -> None:
+        """Remove the marker from a running domain's live metadata; nothing where there is none. Raises as `mark`."""
+        ...
+
+    def define(self, domain_xml: str, *, autostart: bool) -> None:
+        """Make a domain persistent (it may run or not) with this configuration.
+
+        Raises:
+            HypervisorError: Refused.
+            OutcomeUnknown: It may have been defined.
+        """
+        ...
+
+    def undefine(self, uuid: str) -> None:
+        """Make a running persistent domain transient: it runs on, and the host forgets it when it stops.
+
+        NVRAM, managed save and TPM state are kept. A domain that is transient already, or not there, is no error.
+
+        Raises:
+            HypervisorError: Refused: it does not run (what it is would be lost), or it has snapshots.
+            OutcomeUnknown: It may have been undefined.
+        """
         ...
 
     def watch(self, callback: Callable[[DomainEvent], None]) -> None:

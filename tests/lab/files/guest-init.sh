@@ -1,6 +1,6 @@
 #!/bin/sh
 # PID 1 of a lab guest. Everything it knows comes from the kernel command line:
-#   lab.ip=ADDRESS/PREFIX  lab.dirty=MIB_PER_S  lab.ws=WORKING_SET_MIB  lab.acpi=0|1
+#   lab.ip=ADDRESS/PREFIX  lab.dirty=MIB_PER_S  lab.ws=WORKING_SET_MIB  lab.acpi=0|1  lab.agent=works|hangs
 # What it shows by HTTP (port 80): /status /ticks /uptime /boot_id /health, and the buttons /cgi-bin/*.
 # Files are rewritten with `1<>` (no truncation), so that a reader never sees an empty one.
 # Waiting is `read -t` on a pipe that nobody writes to: no fork, which emulation makes dear.
@@ -12,7 +12,7 @@ mkdir -p /www/cgi-bin
 cp /cgi/* /www/cgi-bin/
 while read -r module; do insmod "/modules/$module"; done </modules/order
 
-ip='' dirty=0 ws=1 acpi=0
+ip='' dirty=0 ws=1 acpi=0 agent=''
 read -r cmdline </proc/cmdline
 for word in $cmdline; do
     case $word in
@@ -20,6 +20,7 @@ for word in $cmdline; do
         lab.dirty=*) dirty=${word#*=} ;;
         lab.ws=*) ws=${word#*=} ;;
         lab.acpi=*) acpi=${word#*=} ;;
+        lab.agent=*) agent=${word#*=} ;;
     esac
 done
 
@@ -89,6 +90,29 @@ watch_health() {
     done
 }
 
+# As much of qemu-guest-agent as tells addresses and powers off. One that hangs has the port open and answers nothing.
+# Without its other end (before libvirt connects, after a migration) the port reads as ended.
+serve_agent() {
+    read -t 0.1 _ <>/never
+    for port in /dev/vport*p1; do exec 3<>"$port"; done
+    while [ "$agent" = hangs ]; do read -t 9 _ <>/never; done
+    while :; do
+        while read -r line <&3; do
+            case $line in
+                *guest-sync*) line=${line##*\"id\":} && echo "{\"return\":${line%%\}*}}" >&3 ;;
+                *guest-network-get-interfaces*)
+                    echo '{"return":[{"name":"eth0","ip-addresses":' \
+                        "[{\"ip-address-type\":\"ipv4\",\"ip-address\":\"${ip%/*}\",\"prefix\":24}]}]}" >&3
+                    ;;
+                *guest-shutdown*) poweroff -f ;;
+                *) echo '{"error":{"class":"CommandNotFound","desc":"not in a lab guest"}}' >&3 ;;
+            esac
+        done
+        read -t 0.2 _ <>/never
+    done
+}
+
+if [ -n "$agent" ]; then serve_agent & fi
 dirtier &
 watch_health &
 ticks=0

@@ -1,0 +1,45 @@
+"""`vmherd apply -f`: what is not there is created, what differs is changed; all is checked before any is stored."""
+
+from orchestrator.cli import terminal
+from orchestrator.cli.acting import open_context
+from orchestrator.cli.create import Files, OfManifests, read_files
+from orchestrator.cli.output import qualified_name
+from orchestrator.cli.terminal import Failures
+from orchestrator.errors import AlreadyExists, Conflict, Invalid, NotFound, Refused
+from orchestrator.resources import VirtualMachine
+from orchestrator.services.vms import Applied, apply_resource
+
+EXAMPLES = """Examples:
+
+$ vmherd apply -f vm.yaml
+
+$ vmherd get vm linux-vm -o yaml | sed s/1Gi/2Gi/ | vmherd apply -f -
+
+What a running machine can't be given waits for a restart, and is listed by `vmherd describe vm`.
+"""
+
+
+def apply(files: Files, namespace: OfManifests = "") -> None:
+    """Create or change virtual machines and classes of them, as manifests say.
+
+    When one document is invalid, nothing is stored. Labels and annotations that a manifest does not name stay.
+    """
+    wanted = read_files(files, namespace)
+    failures = Failures()
+    with open_context() as ctx:
+        for place, resource in wanted:
+            try:
+                applied, how = apply_resource(ctx, resource)
+            except (AlreadyExists, Conflict, Invalid, NotFound, Refused) as error:
+                failures.add(f"{place}: {error}" if len(wanted) > 1 else str(error))
+                continue
+            told = ""
+            if isinstance(applied, VirtualMachine) and how is not Applied.CREATED:
+                told = _waits(applied)
+            terminal.write(f"{qualified_name(applied)} {how}{told}")
+    failures.end()
+
+
+def _waits(vm: VirtualMachine) -> str:
+    paths = [change.path for change in vm.status.restart_awaiting_changes]
+    return f" (waits for a restart: {', '.join(paths)})" if paths else ""

@@ -1,0 +1,131 @@
+"""A herd that comes up: its nodes become Ready, its VMs are created and run; and how that is shown."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from orchestrator.cli import terminal
+from orchestrator.cli.acting import open_context
+from orchestrator.cli.follow import follow
+from orchestrator.resources import Node, Resource, VirtualMachine, VmPhase
+from orchestrator.services.operations import create_resource, read_manifest
+from orchestrator.store import Change, ChangeType
+from orchestrator.store.store import Loaded
+
+
+class Tally:
+    """Which nodes are Ready and which VMs run, as far as it was told."""
+
+    def __init__(self) -> None:
+        self._ready: set[str] = set()
+        self._running: set[str] = set()
+
+    @property
+    def ready(self) -> int:
+        """How many nodes are Ready."""
+        return len(self._ready)
+
+    @property
+    def running(self) -> int:
+        """How many VMs run."""
+        return len(self._running)
+
+    def take(self, news: Loaded | Change | None) -> None:
+        """Take what `follow` gives."""
+        match news:
+            case Loaded():
+                for found in news.resources.values():
+                    for resource in found.values():
+                        self._take(resource, is_gone=False)
+            case Change():
+                self._take(news.resource, is_gone=news.type is ChangeType.DELETED)
+            case None:
+                pass
+
+    def _take(self, resource: Resource, *, is_gone: bool) -> None:
+        if isinstance(resource, Node):
+            counted, counts = self._ready, resource.is_ready
+        elif isinstance(resource, VirtualMachine):
+            counted, counts = self._running, resource.status.phase is VmPhase.RUNNING
+        else:
+            return
+        if counts and not is_gone:
+            counted.add(resource.key)
+        else:
+            counted.discard(resource.key)
+
+
+def wait_until_up(nodes: int, manifests: Sequence[dict[str, Any]], check: Callable[[str], None]) -> None:
+    """Wait until the nodes are Ready, create the VMs, and wait until those run; shown meanwhile.
+
+    Args:
+        nodes: How many.
+        manifests: Of the VMs.
+        check: Called at least once a second with how far it is; raises if it is not to be waited for any more.
+    """
+    tally, are_created = Tally(), False
+    with _showing() as show, open_context() as ctx:
+        for news in follow(ctx.store, (Node, VirtualMachine), lambda _: None, is_patient=True):
+            tally.take(news)
+            check(f"{tally.ready} of {nodes} nodes are Ready, {tally.running} of {len(manifests)} VMs run")
+            show.update("nodes Ready", tally.ready, nodes)
+            if not are_created and tally.ready >= nodes:
+                are_created = True
+                for number, manifest in enumerate(manifests, start=1):
+                    create_resource(ctx, read_manifest(manifest))
+                    show.update("VMs created", number, len(manifests))
+            if are_created and manifests:
+                show.update("VMs Running", tally.running, len(manifests))
+            if are_created and tally.running >= len(manifests):
+                return
+
+
+class Show(Protocol):
+    """Shows how far it is."""
+
+    def update(self, what: str, done: int, count: int) -> None:
+        """Show that so many are done."""
+        ...
+
+
+class _Lines:
+    """A line when a part is done."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def update(self, what: str, done: int, count: int) -> None:
+        """Say what is done."""
+        if done >= count and what not in self._said:
+            self._said.add(what)
+            terminal.write(f"{done} {what}")
+
+
+class _Bars:
+    """A bar for each part."""
+
+    def __init__(self) -> None:
+        from rich.console import Console  # noqa: PLC0415 - only where something is drawn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+        columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=Console(highlight=False))
+        self._tasks: dict[str, Any] = {}
+
+    def update(self, what: str, done: int, count: int) -> None:
+        """Draw one."""
+        if what not in self._tasks:
+            self._tasks[what] = self.progress.add_task(what, total=count)
+        self.progress.update(self._tasks[what], completed=done)
+        if done >= count:
+            self.progress.stop_task(self._tasks[what])
+
+
+@contextmanager
+def _showing() -> Iterator[Show]:
+    if not terminal.is_watched():
+        yield _Lines()
+        return
+    bars = _Bars()
+    with terminal.without_caret_c(), bars.progress:
+        yield bars

@@ -1,0 +1,79 @@
+"""What becomes of a VM's status when it runs, has moved, or stops."""
+
+from datetime import datetime
+
+from orchestrator.planner.policy import backed_off, is_to_start
+from orchestrator.resources import Condition, Reading, VirtualMachine, VmPhase, find_condition, with_condition
+
+
+def shown_phase(vm: VirtualMachine, phase: VmPhase) -> VmPhase:
+    """A VM that is being deleted is Terminating for as long as it occupies a node."""
+    if vm.metadata.deletion_timestamp is not None and phase.occupies_node:
+        return VmPhase.TERMINATING
+    return phase
+
+
+def stopped_vm(vm: VirtualMachine, reason: str, message: str, counter: int, now: datetime) -> VirtualMachine:
+    """Give a VM as it is when it runs nowhere, with the back-off that follows from the reason.
+
+    Args:
+        vm: As it was.
+        reason: Of its condition Running (`planner.policy`).
+        message: For people.
+        counter: Number of the node's report that says so.
+        now: Of the stop.
+    """
+    condition = Condition(type="Running", status="False", reason=reason, message=message)
+    stopped = vm.with_status(
+        phase=VmPhase.STOPPED,
+        counter=counter,
+        elsewhere="",
+        conditions=with_condition(vm.status.conditions, condition, now),
+    )
+    return waiting(backed_off(stopped, reason, now), now)
+
+
+def waiting(vm: VirtualMachine, now: datetime) -> VirtualMachine:
+    """A stopped VM as people see it: Pending where its policy will start it, with the back-off said."""
+    if not is_to_start(vm):
+        return vm
+    status = vm.status
+    if status.not_before is None or status.not_before <= now:
+        return vm.with_status(phase=VmPhase.PENDING)
+    wait_s = round((status.not_before - now).total_seconds())
+    running = find_condition(status.conditions, "Running")
+    assert running is not None  # noqa: S101 - a back-off begins with a stop
+    said = running.with_(
+        message=f"{running.message}; {status.failures} times in a row: it is started again after {wait_s} s, "
+        f"at {status.not_before:%H:%M:%S} UTC"
+    )
+    return vm.with_status(phase=VmPhase.PENDING, conditions=with_condition(status.conditions, said, now))
+
+
+def running_vm(
+    vm: VirtualMachine, node: str, reading: Reading, now: datetime, *, succeeded: bool | None
+) -> VirtualMachine:
+    """Give a VM that was read on a node after an operation.
+
+    Args:
+        vm: As it was.
+        node: Where it is.
+        reading: What that node's hypervisor said.
+        now: For conditions.
+        succeeded: Of a migration; None for others.
+    """
+    phase = shown_phase(vm, VmPhase.PAUSE if reading.state in {"paused", "postcopy-failed"} else VmPhase.RUNNING)
+    state = vm.status.migration_state
+    if state is not None and succeeded is not None and state.end_timestamp is None:
+        state = state.with_(end_timestamp=now, result="Succeeded" if succeeded else "Failed")
+    running = Condition(type="Running", status="True", reason="Running")
+    return vm.with_status(
+        phase=phase,
+        node_name=node,
+        counter=reading.counter,
+        elsewhere="",
+        migration_state=state,
+        needs=vm.status.needs and vm.status.needs.at_home(node),
+        ip_address=vm.spec.ip_address or vm.status.ip_address,
+        conditions=with_condition(vm.status.conditions, running, now),
+    )
