@@ -12,14 +12,13 @@ import typer
 
 from orchestrator import logs
 from orchestrator.errors import Invalid
-from orchestrator.queues import CONTROL, FENCING, LIVENESS, lifecycle_queue, migrate_queue
+from orchestrator.queues import CONTROL, FENCING, LIVENESS, STARTS_PER_NODE, lifecycle_queue, migrate_queue
 from orchestrator.resources.meta import check_name
 from orchestrator.settings import settings
 
 run = typer.Typer(help="Run one of the herd's processes in the foreground.", no_args_is_help=True)
 
 _QUIET = ("--without-gossip", "--without-mingle", "-E", "--loglevel", "WARNING")
-_LIFECYCLE_AT_A_TIME = 4
 _CONTROL_THREADS = 4
 
 
@@ -149,7 +148,7 @@ def host_shutdown(
 def worker_arguments(node: str, role: str) -> tuple[str, ...]:
     """Give the arguments of Celery's command for a node's worker."""
     queue = migrate_queue(node) if role == "migrate" else lifecycle_queue(node)
-    threads = 1 if role == "migrate" else _LIFECYCLE_AT_A_TIME
+    threads = 1 if role == "migrate" else STARTS_PER_NODE
     named = ("-Q", queue, "-n", f"{role}@{node}")
     return ("-A", "workers.tasks", "worker", *named, "-P", "threads", "-c", str(threads), *_QUIET)
 
