@@ -15,6 +15,7 @@ from orchestrator.resources.meta import (
     split_key,
     with_condition,
 )
+from orchestrator.resources.namespace import Namespace
 from orchestrator.resources.node import Node, NodeInventory, SeenDomain
 from orchestrator.resources.vm import RunPolicy, VirtualMachine, VmPhase
 from orchestrator.resources.vmclass import VirtualMachineClass
@@ -36,7 +37,7 @@ from orchestrator.resources.vmop import (
 
 KINDS: dict[str, type[Resource]] = {
     kind.kind_name: kind
-    for kind in (VirtualMachine, VirtualMachineClass, VirtualMachineOperation, Node, NodeInventory, Event)
+    for kind in (VirtualMachine, VirtualMachineClass, VirtualMachineOperation, Node, NodeInventory, Namespace, Event)
 }
 """Every kind that the store keeps, by name."""
 
@@ -49,6 +50,7 @@ __all__ = [
     "Grant",
     "GrantState",
     "Key",
+    "Namespace",
     "Node",
     "NodeGrant",
     "NodeInventory",
