@@ -74,6 +74,13 @@ class Settings(BaseSettings):
         flower_password_file: A file that holds it.
         flower_address: Where Flower listens; loopback, since it speaks plain HTTP.
         flower_port: Its port.
+        audit_log: Where the API writes its audit log: a file, `-` for standard output, or empty for no lines.
+        audit_reads: Whether reads stand in it too, besides changes and refusals.
+        tls_dir: Where the API keeps its CA and its certificate; of the API's user alone.
+        tls_names: Names and addresses under which clients reach the API, besides this host's own, with commas between.
+        tls_cert_file: A certificate (with its chain) of your own, in place of one of the generated CA.
+        tls_key_file: Its key.
+        tls_ca_file: The CA's certificate that goes with it; `vmherd kubeconfig` puts it into what it writes.
     """
 
     model_config = SettingsConfigDict(env_prefix="VMHERD_", frozen=True, extra="ignore")
@@ -117,6 +124,13 @@ class Settings(BaseSettings):
     flower_password_file: Path | None = None
     flower_address: str = "127.0.0.1"
     flower_port: int = 5555
+    audit_log: str = ""
+    audit_reads: bool = False
+    tls_dir: Path = Path("/var/lib/vmherd/tls")
+    tls_names: str = ""
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    tls_ca_file: Path | None = None
 
     @model_validator(mode="after")
     def _check_intervals(self) -> Self:
@@ -126,6 +140,8 @@ class Settings(BaseSettings):
             raise ValueError("VMHERD_GRANT_TTL must be at least 3 seconds: progress renews a grant once a second")
         if 0 < self.dirty_rate_sample < _LEAST_SAMPLE_S:
             raise ValueError("VMHERD_DIRTY_RATE_SAMPLE must be 0 (never) or 0.5 to 10 seconds")
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("VMHERD_TLS_CERT_FILE and VMHERD_TLS_KEY_FILE go together")
         return self
 
     @property

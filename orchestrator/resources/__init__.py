@@ -1,5 +1,6 @@
 """Resources: immutable pydantic models in the Kubernetes shape and the platform's vocabulary."""
 
+from orchestrator.resources.access_token import AccessToken, Role
 from orchestrator.resources.domain_xml import RenderHost, render_domain
 from orchestrator.resources.event import Event, event_about
 from orchestrator.resources.meta import (
@@ -37,13 +38,23 @@ from orchestrator.resources.vmop import (
 
 KINDS: dict[str, type[Resource]] = {
     kind.kind_name: kind
-    for kind in (VirtualMachine, VirtualMachineClass, VirtualMachineOperation, Node, NodeInventory, Namespace, Event)
+    for kind in (
+        VirtualMachine,
+        VirtualMachineClass,
+        VirtualMachineOperation,
+        Node,
+        NodeInventory,
+        Namespace,
+        Event,
+        AccessToken,
+    )
 }
 """Every kind that the store keeps, by name."""
 
 __all__ = [
     "DEFAULT_NAMESPACE",
     "KINDS",
+    "AccessToken",
     "Action",
     "Condition",
     "Event",
@@ -64,6 +75,7 @@ __all__ = [
     "Reason",
     "RenderHost",
     "Resource",
+    "Role",
     "RunPolicy",
     "SeenDomain",
     "Settlement",
