@@ -1,9 +1,8 @@
 """All resources that the API offers, each with its verbs, its columns and what it can be selected by."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
-from orchestrator.api import nodes
 from orchestrator.api.entries import READ, ApiResource
 from orchestrator.api.namespaces import NAMESPACE_TABLE
 from orchestrator.cli.tables import TABLES
@@ -16,6 +15,7 @@ from orchestrator.resources import (
     VirtualMachineClass,
     VirtualMachineOperation,
 )
+from orchestrator.resources.shown_node import ShownNode, show_node
 
 CHANGE: Final = ("update", "patch")
 MAKE: Final = ("create", *CHANGE, "delete", "deletecollection")
@@ -24,6 +24,12 @@ _ALL: Final = ("all",)
 
 def _about(part: str) -> Callable[[Any], str]:
     return lambda event: str(getattr(event.involved_object, part))
+
+
+def _api_version(event: Event) -> str:
+    kinds: tuple[type[Resource], ...] = (VirtualMachine, VirtualMachineOperation, VirtualMachineClass, Node)
+    known = next((kind for kind in kinds if kind.kind_name == event.involved_object.kind), None)
+    return known.group_version if known is not None else ""
 
 
 VIRTUAL_MACHINES = ApiResource(
@@ -64,8 +70,8 @@ NODES = ApiResource(
     TABLES[Node],
     {"spec.unschedulable": lambda node: str(node.spec.unschedulable).lower()},
     short_names=("no",),
-    wire=nodes.wire,
-    schema=nodes.ShownNode,
+    wire=show_node,
+    schema=ShownNode,
 )
 EVENTS = ApiResource(
     Event,
@@ -76,7 +82,7 @@ EVENTS = ApiResource(
         "involvedObject.namespace": _about("namespace"),
         "involvedObject.name": _about("name"),
         "involvedObject.uid": _about("uid"),
-        "involvedObject.apiVersion": lambda event: _api_version(event),
+        "involvedObject.apiVersion": _api_version,
         "reason": lambda event: event.reason,
         "type": lambda event: event.type,
         "source": lambda event: event.source.component,
@@ -92,18 +98,4 @@ NAMESPACES = ApiResource(
     is_derived=True,
 )
 
-RESOURCES: Final[Sequence[ApiResource]] = (VIRTUAL_MACHINES, OPERATIONS, CLASSES, NODES, NAMESPACES, EVENTS)
-
-
-def by_kind(kind: type[Resource]) -> ApiResource:
-    """Find what offers a kind.
-
-    Raises:
-        LookupError: Nothing does.
-    """
-    return next(api for api in RESOURCES if api.kind is kind)
-
-
-def _api_version(event: Event) -> str:
-    known = next((api for api in RESOURCES if api.kind.kind_name == event.involved_object.kind), None)
-    return known.kind.group_version if known is not None else ""
+RESOURCES: Final[tuple[ApiResource, ...]] = (VIRTUAL_MACHINES, OPERATIONS, CLASSES, NODES, NAMESPACES, EVENTS)

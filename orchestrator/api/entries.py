@@ -36,6 +36,7 @@ class ApiResource:
         wire: Gives it as clients see it.
         schema: The model that describes what clients see; the kind itself unless it is shown differently.
         is_derived: Made by this server out of others, and not stored.
+        is_evictable: Whether one can be asked to leave its node.
     """
 
     kind: type[Resource]
@@ -47,6 +48,13 @@ class ApiResource:
     wire: Callable[[Any], dict[str, Any]] = wire_form
     schema: type[Resource] | None = None
     is_derived: bool = False
+    is_evictable: bool = False
+
+    @property
+    def subresources(self) -> Mapping[str, tuple[str, ...]]:
+        """Parts that have paths of their own, and what may be done with each."""
+        found = {"status": ("get",)} if "status" in self.kind.model_fields else {}
+        return {**found, **({"eviction": ("create",)} if self.is_evictable else {})}
 
     @property
     def group(self) -> str:
@@ -127,5 +135,3 @@ class Entry:
         return self.steady_cells() == other.steady_cells() and theirs == mine.with_(
             resource_version=theirs.resource_version
         )
-
-

@@ -1,7 +1,7 @@
 """Errors as the `Status` objects that Kubernetes' clients read.
 
-`VmherdError.reason` is the Status's reason; the HTTP code follows from it. An error that nothing here knows is ours, and
-says no more than that.
+`VmherdError.reason` is the Status's reason; the HTTP code follows from it. An error that nothing here knows is ours,
+and says no more than that.
 """
 
 import json
@@ -124,7 +124,7 @@ def success(*, kind: str, group: str, name: str, uid: str) -> dict[str, Any]:
 
 
 def to_json(value: Any) -> bytes:
-    """Encode an answer. What the store holds may be any text; half a surrogate pair, which UTF-8 can't say, is escaped."""
+    """Encode an answer. Half of a surrogate pair, which UTF-8 can't say, is escaped."""
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from orchestrator.api.entries import ApiResource, Entry
 from orchestrator.api.errors import BadRequest, NotAcceptable, to_json
-from orchestrator.api.tables import Include, TableForm, read_include
+from orchestrator.api.tables import TableForm, read_include
 from orchestrator.cli.tables import Around
 from orchestrator.resources.meta import shown
 

@@ -6,8 +6,8 @@ touches this copy. So a list, the version that it is of, and a watch that begins
 A read that asks for what is newest first asks Redis for the counter of changes, and waits until the copy is there: what
 any server has committed is seen by all. Reads that come while that question is under way share the next one.
 
-Versions of the past are answered from the last `history` changes. What happened before this server began is read from
-Redis's own stream (`changes_since`), so a watch outlives the server that it was begun on. When the connection broke and
+Versions of the past are answered from the last `history` changes. What happened before this server began is read
+from Redis's own stream (`changes_since`), so a watch outlives the server that it was begun on. When the connection broke and
 another Redis process answers, nobody can know what was lost: open watches end with 410, and their owners list again.
 
 Pods and namespaces are made here out of what is stored (`View`), and get the version of the change that made them. Where
@@ -219,15 +219,14 @@ class Mirror:
         """Ask Redis for its counter, as long as somebody wants to know: one answer for all who asked before it."""
         while (asked := self._next_reading) is not None:
             self._next_reading = None
+            if self._redis is None:
+                _settle(asked, StoreUnavailable("this server has not begun"))
+                continue
             try:
-                if self._redis is None:
-                    raise StoreUnavailable("this server has not begun")
                 answer = await self._redis.get(keys.VERSION)
                 _settle(asked, int(cast("str | None", answer) or 0))
             except (redis.RedisError, OSError, ValueError) as error:
                 _settle(asked, StoreUnavailable(f"Redis does not answer: {error}"))
-            except StoreUnavailable as error:
-                _settle(asked, error)
 
     def at(self, api: ApiResource, version: int) -> dict[Key, Entry]:
         """Give a kind's resources as they were at a version, by undoing what came after it.
@@ -269,7 +268,7 @@ class Mirror:
         self._listeners.setdefault(kind.kind_name, []).append(listener)
 
     async def changes_since(self, api: ApiResource, version: int, watcher: Watcher) -> list[Delta]:
-        """Give what happened to a kind after a version, and begin to tell a watcher what comes next; nothing is between.
+        """Give what happened to a kind after a version, and begin to tell a watcher what comes next, without a gap.
 
         Raises:
             VersionExpired: It is too old, or this Redis never had it.

@@ -134,9 +134,10 @@ def _token(version: int, after: Key) -> str:
 
 def _read_token(token: str) -> tuple[int, Key]:
     try:
-        version, after = json.loads(base64.urlsafe_b64decode(token.encode()))
-        if isinstance(version, bool) or not isinstance(version, int) or not isinstance(after, str) or version < 1:
-            raise ValueError("not ours")
-    except (binascii.Error, ValueError, TypeError, RecursionError) as error:
+        found = json.loads(base64.urlsafe_b64decode(token.encode()))
+    except (binascii.Error, ValueError, RecursionError) as error:
         raise BadRequest("continue: is not a token that was given out here") from error
-    return version, Key(after)
+    match found:
+        case [int(version), str(after)] if not isinstance(version, bool) and version > 0:
+            return version, Key(after)
+    raise BadRequest("continue: is not a token that was given out here")

@@ -1,4 +1,4 @@
-"""Rows and columns as the server gives them to `kubectl get`: the same columns as `vmherd get` prints (`cli.tables`)."""
+"""Rows and columns for `kubectl get`: the same columns as `vmherd get` prints (`cli.tables`)."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -80,11 +80,13 @@ class TableForm:
             or UNKNOWN
             for column in columns
         ]
+        return b'{"cells":' + to_json(cells) + b',"object":' + self._included(entry) + b"}"
+
+    def _included(self, entry: Entry) -> bytes:
         match self.include:
             case Include.NONE:
-                shown_object = b"null"
+                return b"null"
             case Include.METADATA:
-                shown_object = entry.partial()
+                return entry.partial()
             case Include.OBJECT:
-                shown_object = entry.json()
-        return b'{"cells":' + to_json(cells) + b',"object":' + shown_object + b"}"
+                return entry.json()

@@ -6,7 +6,7 @@ from typing import Final
 
 from orchestrator.api.entries import ApiResource, Entry
 from orchestrator.api.errors import BadRequest
-from orchestrator.api.selectors import FieldSelector, Fields, LabelSelector, parse_fields, parse_labels
+from orchestrator.api.selectors import Fields, FieldSelector, LabelSelector, parse_fields, parse_labels
 from orchestrator.errors import NotFound
 from orchestrator.resources import Resource
 from orchestrator.resources.meta import shown
@@ -43,6 +43,16 @@ class Target:
         """Its plural with the subresource, as rights are given on it: `pods/eviction`."""
         return f"{self.api.plural}/{self.subresource}" if self.subresource else self.api.plural
 
+    @property
+    def scope(self) -> str | None:
+        """The namespace that rights count in; a request on one namespace is in that namespace."""
+        return (self.name if self.api.plural == _NAMESPACES else self.namespace) or None
+
+    @property
+    def verbs(self) -> tuple[str, ...]:
+        """What may be done with it."""
+        return self.api.subresources.get(self.subresource, ()) if self.subresource else self.api.verbs
+
 
 class Paths:
     """Reads paths.
@@ -78,6 +88,8 @@ class Paths:
         if api is None or len(rest) > 3 or "" in rest or bool(namespace) > api.kind.namespaced:  # noqa: PLR2004 - parts
             raise _no_such(path)
         name, subresource = (*rest[1:], "", "")[:2]
+        if subresource and subresource not in api.subresources:
+            raise _no_such(path)
         if name and api.kind.namespaced and not namespace:
             raise _no_such(path)
         return Target(api, namespace, name, subresource)
@@ -87,14 +99,18 @@ def _no_such(path: str) -> NotFound:
     return NotFound(f"the server could not find the requested resource: {shown(path)}")
 
 
+EVERY_LABEL: Final = LabelSelector()
+EVERY_FIELD: Final = FieldSelector()
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Which resources of a kind are wanted."""
 
     namespace: str = ""
     name: str = ""
-    labels: LabelSelector = LabelSelector()
-    fields: FieldSelector = FieldSelector()
+    labels: LabelSelector = EVERY_LABEL
+    fields: FieldSelector = EVERY_FIELD
 
     @property
     def is_all(self) -> bool:

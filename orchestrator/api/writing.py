@@ -5,9 +5,9 @@ client named the version that it meant. With `dryRun=All` the services run on a 
 none, so admission says what it would say.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from orchestrator.api.catalog import CLASSES, NAMESPACES, NODES, OPERATIONS, VIRTUAL_MACHINES
 from orchestrator.api.entries import ApiResource
@@ -37,6 +37,9 @@ from orchestrator.services import namespaces, nodes, operations, vms
 from orchestrator.services.classes import ChangedMeanwhile, delete_class, update_class
 from orchestrator.services.context import Context
 from orchestrator.services.labelling import update_labels, update_operation
+
+Permit = Callable[[Resource | None, Resource], None]
+"""Told of what is stored (None: nothing) and what is to be, before that: raises `Forbidden` where it goes too far."""
 
 _ATTEMPTS: Final = 20
 _SERVERS_OWN: Final = frozenset({"managedFields", "selfLink", "deletionGracePeriodSeconds"})
@@ -81,7 +84,7 @@ class Writer:
     def _ctx(self, *, dry: bool) -> Context:
         return self._dry if dry else self._real
 
-    def create(self, target: Target, body: Any, *, dry: bool) -> Resource:
+    def create(self, target: Target, body: Any, permit: Permit, *, dry: bool) -> Resource:
         """Create a resource from its manifest.
 
         Raises:
@@ -92,18 +95,21 @@ class Writer:
         namespace = target.namespace or DEFAULT_NAMESPACE if target.api.kind.namespaced else ""
         ctx = self._ctx(dry=dry)
         if target.api is NAMESPACES:
-            return namespaces.create_namespace(ctx, _read(Namespace, data))
+            wanted_namespace = _read(Namespace, data)
+            permit(None, wanted_namespace)
+            return namespaces.create_namespace(ctx, wanted_namespace)
         wanted = operations.read_manifest(data, namespace)
-        if isinstance(wanted, VirtualMachineOperation) and wanted.name:
-            # Before admission: that would find the operation itself in its way, and blame that.
-            if ctx.store.find(VirtualMachineOperation, make_key(wanted.name, namespace)) is not None:
-                raise _exists(target.api, wanted.name)
+        permit(None, wanted)
+        # Before admission: that would find the operation itself in its way, and blame that.
+        is_named = isinstance(wanted, VirtualMachineOperation) and wanted.name
+        if is_named and ctx.store.find(type(wanted), make_key(wanted.name, namespace)) is not None:
+            raise _exists(target.api, wanted.name)
         try:
             return operations.create_resource(ctx, wanted)
         except AlreadyExists as error:
             raise _exists(target.api, wanted.name) from error
 
-    def replace(self, target: Target, body: Any, *, dry: bool) -> Resource:
+    def replace(self, target: Target, body: Any, permit: Permit, *, dry: bool) -> Resource:
         """Replace a resource by its manifest.
 
         Raises:
@@ -111,9 +117,13 @@ class Writer:
             ChangedMeanwhile: `metadata.resourceVersion` is given, and another one is stored.
             Invalid, NotFound, Refused: As the service says.
         """
-        return self._store(target, _document(target, body), self._ctx(dry=dry))
+        ctx = self._ctx(dry=dry)
+        old = self._find(target, ctx)
+        new = _wanted(target, _document(target, body))
+        permit(old, new)
+        return self._store(target, new, ctx)
 
-    def patch(self, target: Target, patch: Patch, *, dry: bool) -> Resource:
+    def patch(self, target: Target, patch: Patch, permit: Permit, *, dry: bool) -> Resource:
         """Patch a resource as it is now.
 
         Raises:
@@ -123,17 +133,17 @@ class Writer:
         ctx = self._ctx(dry=dry)
         for attempt in range(_ATTEMPTS):
             old = self._find(target, ctx)
-            before = target.api.wire(old)
-            after = patch(before)
+            after = patch(target.api.wire(old))
             check_size(after)
-            named = _metadata(after).get("resourceVersion")
-            given = named if named != old.metadata.resource_version else ""
-            if not named and old.version:
-                after = {**after, "metadata": {**_metadata(after), "resourceVersion": old.metadata.resource_version}}
+            stored_version, named = old.metadata.resource_version, _metadata(after).get("resourceVersion")
+            if not named:
+                after = {**after, "metadata": {**_metadata(after), "resourceVersion": stored_version}}
+            new = _wanted(target, _document(target, after))
+            permit(old, new)
             try:
-                return self._store(target, _document(target, after), ctx)
+                return self._store(target, new, ctx)
             except (ChangedMeanwhile, Conflict):
-                if given or attempt == _ATTEMPTS - 1:
+                if named not in {None, "", stored_version} or attempt == _ATTEMPTS - 1:
                     raise
         raise Conflict(f"{target.api.full_name} {target.name!r} changes all the time")
 
@@ -174,20 +184,19 @@ class Writer:
             raise not_found(target)
         return found
 
-    def _store(self, target: Target, data: dict[str, Any], ctx: Context) -> Resource:
+    def _store(self, target: Target, wanted: Resource, ctx: Context) -> Resource:
         try:
-            match target.api:
-                case api if api is VIRTUAL_MACHINES:
-                    return vms.update_vm(ctx, cast("VirtualMachine", operations.read_manifest(data, target.namespace)))
-                case api if api is OPERATIONS:
-                    wanted = operations.read_manifest(data, target.namespace)
-                    return update_operation(ctx, cast("VirtualMachineOperation", wanted))
-                case api if api is CLASSES:
-                    return update_class(ctx, cast("VirtualMachineClass", operations.read_manifest(data)))
-                case api if api is NODES:
-                    return nodes.update_node(ctx, _read_node(data))
-                case api if api is NAMESPACES:
-                    return update_labels(ctx, _read(Namespace, data))
+            match wanted:
+                case VirtualMachine():
+                    return vms.update_vm(ctx, wanted)
+                case VirtualMachineOperation():
+                    return update_operation(ctx, wanted)
+                case VirtualMachineClass():
+                    return update_class(ctx, wanted)
+                case Node():
+                    return nodes.update_node(ctx, wanted)
+                case Namespace():
+                    return update_labels(ctx, wanted)
                 case _:
                     raise MethodNotAllowed(f"{target.api.plural} can't be changed")
         except NotFound as error:
@@ -197,6 +206,15 @@ class Writer:
 
     def _is_there(self, target: Target, ctx: Context) -> bool:
         return ctx.store.find(target.api.kind, make_key(target.name, target.namespace)) is not None
+
+
+def _wanted(target: Target, data: dict[str, Any]) -> Resource:
+    """Read the whole manifest of something that is there."""
+    if target.api is NODES:
+        return _read_node(data)
+    if target.api is NAMESPACES:
+        return _read(Namespace, data)
+    return operations.read_manifest(data, target.namespace)
 
 
 def _document(target: Target, body: Any) -> dict[str, Any]:

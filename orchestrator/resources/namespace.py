@@ -1,4 +1,4 @@
-"""`Namespace`: a project. One exists because a resource is in it, or because a person made it; `default` always does."""
+"""`Namespace`: a project. One exists because a resource is in it, or a person made it; `default` always does."""
 
 from enum import StrEnum
 from typing import ClassVar, Literal

@@ -4,9 +4,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from orchestrator.resources import Node
-from orchestrator.resources.meta import Condition, Model, prune
-from orchestrator.resources.node import HypervisorInfo, NodeSpec
+from orchestrator.resources.meta import Condition, Model, prune, quantity_bytes
+from orchestrator.resources.node import HypervisorInfo, Node, NodeSpec
 
 
 class NodeSystemInfo(Model):
@@ -18,7 +17,7 @@ class NodeSystemInfo(Model):
         kubelet_version: The hypervisor's, where clients look for a version.
     """
 
-    boot_id: str = ""
+    boot_id: str = Field("", alias="bootID")
     system_uuid: str = Field("", alias="systemUUID")
     kubelet_version: str = ""
     operating_system: str = "linux"
@@ -29,6 +28,7 @@ class ShownNodeStatus(Model):
 
     Attributes:
         capacity: What the host has: `cpu`, `memory`.
+        allocatable: The same; what the herd keeps for hosts themselves is a setting.
         hypervisor: How other hosts reach it, and what it runs.
     """
 
@@ -44,14 +44,13 @@ class ShownNode(Node):
 
     kind_name: ClassVar[str] = "Node"
     spec: NodeSpec = NodeSpec()
-    status: ShownNodeStatus = ShownNodeStatus()  # type: ignore[assignment] - shown, never stored
+    status: ShownNodeStatus = ShownNodeStatus()  # type: ignore[assignment]  # shown, never stored
 
 
-def wire(node: Node) -> dict[str, Any]:
-    """Give a node as clients see it."""
-    document = node.manifest()
-    status, capacity = node.status, node.status.capacity
-    has = {"cpu": str(capacity.cpu), "memory": f"{capacity.memory_mib}Mi"}
+def show_node(node: Node) -> dict[str, Any]:
+    """Give a node as the API shows it."""
+    document, status = node.manifest(), node.status
+    has = {"cpu": str(status.capacity.cpu), "memory": f"{status.capacity.memory_mib}Mi"}
     info = NodeSystemInfo(
         boot_id=status.boot_id, system_uuid=status.hypervisor.host_uuid, kubelet_version=status.hypervisor.version
     )
@@ -60,3 +59,16 @@ def wire(node: Node) -> dict[str, Any]:
     shown.pop("bootId", None)
     shown.pop("generation", None)
     return prune({**document, "status": shown})
+
+
+def read_shown_node(document: dict[str, Any]) -> Node:
+    """Read what `show_node` gave; the generation of the node's agent is not in it."""
+    status = dict(document.get("status", {}))
+    has, info = status.pop("capacity", {}), status.pop("nodeInfo", {})
+    status.pop("allocatable", None)
+    status["capacity"] = {
+        "cpu": int(has.get("cpu", 0)),
+        "memoryMib": quantity_bytes(str(has.get("memory", "0"))) // 2**20,
+    }
+    status["bootId"] = info.get("bootID", "")
+    return Node.model_validate({**document, "status": status})
