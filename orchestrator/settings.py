@@ -74,6 +74,11 @@ class Settings(BaseSettings):
         flower_password_file: A file that holds it.
         flower_address: Where Flower listens; loopback, since it speaks plain HTTP.
         flower_port: Its port.
+        server: Where commands and `Cluster` find the API: `https://host:port`. Empty: they work on Redis itself.
+        token: Who they are to the API.
+        token_file: A file that holds it.
+        ca_file: The CA's certificate by which they know the API; without one, the system's CAs count.
+        kubeconfig: A kubeconfig file, from whose current context all four are taken that are not given.
         audit_log: Where the API writes its audit log: a file, `-` for standard output, or empty for no lines.
         audit_reads: Whether reads stand in it too, besides changes and refusals.
         tls_dir: Where the API keeps its CA and its certificate; of the API's user alone.
@@ -124,6 +129,11 @@ class Settings(BaseSettings):
     flower_password_file: Path | None = None
     flower_address: str = "127.0.0.1"
     flower_port: int = 5555
+    server: str = ""
+    token: SecretStr = SecretStr("")
+    token_file: Path | None = None
+    ca_file: Path | None = None
+    kubeconfig: Path | None = None
     audit_log: str = ""
     audit_reads: bool = False
     tls_dir: Path = Path("/var/lib/vmherd/tls")
