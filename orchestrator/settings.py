@@ -83,6 +83,11 @@ class Settings(BaseSettings):
         api_watches_per_client: Watches that one token may have open at one server.
         api_requests_per_client: Other requests of one token that one server works on at a time.
         api_watch_queue: So many changes may wait for a watch's client; one that reads more slowly has to list again.
+        server: Where commands and `Cluster` find the API: `https://host:port`. Empty: they work on Redis itself.
+        token: Who they are to the API.
+        token_file: A file that holds it.
+        ca_file: The CA's certificate by which they know the API; without one, the system's CAs count.
+        kubeconfig: A kubeconfig file, from whose current context all four are taken that are not given.
         audit_log: Where the API writes its audit log: a file, `-` for standard output, or empty for no lines.
         audit_reads: Whether reads stand in it too, besides changes and refusals.
         tls_dir: Where the API keeps its CA and its certificate; of the API's user alone.
@@ -134,7 +139,7 @@ class Settings(BaseSettings):
     flower_address: str = "127.0.0.1"
     flower_port: int = 5555
     api_address: str = "127.0.0.1"
-    api_port: int = Field(6443, ge=0, le=65_535)
+    api_port: int = Field(8080, ge=0, le=65_535)
     api_tls: bool = True
     api_history: int = Field(10_000, ge=100, le=1_000_000)
     api_body_mib: float = Field(1, gt=0, le=64)
@@ -142,6 +147,11 @@ class Settings(BaseSettings):
     api_watches_per_client: int = Field(100, ge=1)
     api_requests_per_client: int = Field(100, ge=1)
     api_watch_queue: int = Field(1_000, ge=10)
+    server: str = ""
+    token: SecretStr = SecretStr("")
+    token_file: Path | None = None
+    ca_file: Path | None = None
+    kubeconfig: Path | None = None
     audit_log: str = ""
     audit_reads: bool = False
     tls_dir: Path = Path("/var/lib/vmherd/tls")

@@ -10,7 +10,7 @@ EXAMPLES = """Examples:
 
 $ vmherd api
 
-$ vmherd api --address 0.0.0.0 --port 6443
+$ vmherd api --address 0.0.0.0 --port 8080
 
 """
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")

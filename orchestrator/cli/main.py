@@ -61,6 +61,8 @@ COMMANDS = {
     "cordon": Place("nodes", "cordon", "CORDON_EXAMPLE"),
     "uncordon": Place("nodes", "uncordon", "UNCORDON_EXAMPLE"),
     "node": Place("nodes", "node"),
+    "token": Place("tokens", "token"),
+    "kubeconfig": Place("kubeconfig", "kubeconfig"),
     "adopt": Place("adopt", "adopt", "ADOPT_EXAMPLES"),
     "release": Place("adopt", "release", "RELEASE_EXAMPLES"),
     "api": Place("api", "api"),

@@ -49,17 +49,18 @@ def set_labels(ctx: Context, name: str, changes: Mapping[str, str | None]) -> bo
         NotFound: No such node.
         Invalid: A key or a value can't be one, or the label is the node's own.
     """
+    return _change(ctx, name, lambda old: with_labels(old, changes))
+
+
+def with_labels(old: Node, changes: Mapping[str, str | None]) -> Node:
+    """Give a node with its labels changed; raises `Invalid` as `set_labels`."""
     if HOSTNAME_LABEL in changes:
         why = "is the node's own name, and can't be changed"
         raise Invalid(f"metadata.labels.{HOSTNAME_LABEL}: {why}", ((f"metadata.labels.{HOSTNAME_LABEL}", why),))
     wanted = parse(NodeLabels, {"matchLabels": {key: value or "" for key, value in changes.items()}}).match_labels
-
-    def change(old: Node) -> Node:
-        labels = {**old.metadata.labels, **wanted}
-        kept = {key: value for key, value in labels.items() if changes.get(key, "") is not None}
-        return old.with_(metadata=old.metadata.with_(labels=kept))
-
-    return _change(ctx, name, change)
+    labels = {**old.metadata.labels, **wanted}
+    kept = {key: value for key, value in labels.items() if changes.get(key, "") is not None}
+    return old.with_(metadata=old.metadata.with_(labels=kept))
 
 
 def set_taints(ctx: Context, name: str, wanted: Iterable[Taint], removed: Iterable[tuple[str, str]] = ()) -> bool:
@@ -77,16 +78,18 @@ def set_taints(ctx: Context, name: str, wanted: Iterable[Taint], removed: Iterab
     Raises:
         NotFound: No such node.
     """
+    new, gone = tuple(wanted), tuple(removed)
+    return _change(ctx, name, lambda old: with_taints(old, new, gone))
+
+
+def with_taints(old: Node, wanted: Iterable[Taint], removed: Iterable[tuple[str, str]]) -> Node:
+    """Give a node with its taints changed; arguments are those of `set_taints`."""
     new, gone = {(taint.key, taint.effect.value): taint for taint in wanted}, set(removed)
-
-    def change(old: Node) -> Node:
-        taints = {(taint.key, taint.effect.value): taint for taint in old.spec.taints} | new
-        kept = tuple(
-            taint for (key, effect), taint in taints.items() if not {(key, ""), (key, effect)} & (gone - new.keys())
-        )
-        return old.with_(spec=old.spec.with_(taints=kept))
-
-    return _change(ctx, name, change)
+    taints = {(taint.key, taint.effect.value): taint for taint in old.spec.taints} | new
+    kept = tuple(
+        taint for (key, effect), taint in taints.items() if not {(key, ""), (key, effect)} & (gone - new.keys())
+    )
+    return old.with_(spec=old.spec.with_(taints=kept))
 
 
 def update_node(ctx: Context, wanted: Node) -> Node:

@@ -373,9 +373,18 @@ def replace_spec(ctx: Context, data: Any) -> Resource:
     stored = ctx.store.get(
         VirtualMachineOperation, make_key(wanted.name, wanted.metadata.namespace or DEFAULT_NAMESPACE)
     )
+    check_same_spec(wanted, stored)
+    return stored
+
+
+def check_same_spec(wanted: VirtualMachineOperation, stored: VirtualMachineOperation) -> None:
+    """Refuse to change an operation.
+
+    Raises:
+        Invalid: `.spec is immutable`.
+    """
     if wanted.spec != stored.spec:
         raise Invalid(
             f"VirtualMachineOperation {wanted.name!r}: .spec is immutable: delete it and create another",
             (("spec", ".spec is immutable"),),
         )
-    return stored
