@@ -6,9 +6,10 @@ touches this copy. So a list, the version that it is of, and a watch that begins
 A read that asks for what is newest first asks Redis for the counter of changes, and waits until the copy is there: what
 any server has committed is seen by all. Reads that come while that question is under way share the next one.
 
-Versions of the past are answered from the last `history` changes. What happened before this server began is read
-from Redis's own stream (`changes_since`), so a watch outlives the server that it was begun on. When the connection broke and
-another Redis process answers, nobody can know what was lost: open watches end with 410, and their owners list again.
+Versions of the past are answered from the last `history` changes. What happened before this server began is read from
+Redis's own stream (`changes_since`), so a watch outlives the server that it was begun on. When the connection broke
+and another Redis process answers, nobody can know what was lost: open watches end with 410, and their owners list
+again.
 
 Pods and namespaces are made here out of what is stored (`View`), and get the version of the change that made them. Where
 one change makes several of their events, all but the last bear the version before it: a watch that is cut off between

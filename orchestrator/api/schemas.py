@@ -1,8 +1,8 @@
 """Schemas of resources for OpenAPI, made from the pydantic models.
 
 `kubectl explain` shows their descriptions, which are the models' docstrings: the text for the type, and what stands
-under `Attributes:` for its fields. Kubernetes' clients read OpenAPI 3.0, where pydantic writes JSON Schema: what only the
-latter knows is rewritten here.
+under `Attributes:` for its fields. Kubernetes' clients read OpenAPI 3.0, where pydantic writes JSON Schema: what only
+the latter knows is rewritten here.
 """
 
 import re
