@@ -33,6 +33,7 @@ from orchestrator.store import Change, ChangeType
 from orchestrator.store.store import Loaded
 
 R = TypeVar("R", bound=Resource)
+C = TypeVar("C", bound=Creatable)
 
 MERGE: Final = "application/merge-patch+json"
 _ATTEMPTS: Final = 20
@@ -123,7 +124,7 @@ class RemoteClient:
             pass
         return None
 
-    def create(self, wanted: Creatable) -> Creatable:
+    def create(self, wanted: C) -> C:
         """Create a resource."""
         namespace = (wanted.metadata.namespace or DEFAULT_NAMESPACE) if wanted.namespaced else ""
         meta = wanted.metadata.with_(resource_version="")
@@ -171,7 +172,7 @@ class RemoteClient:
         is_same = new.metadata.resource_version == found.metadata.resource_version
         return new, Applied.UNCHANGED if is_same else Applied.CONFIGURED
 
-    def delete(self, kind: type[Creatable], key: str) -> Creatable:
+    def delete(self, kind: type[C], key: str) -> C:
         """Delete a resource."""
         before = self.get(kind, key)
         namespace, name = split_key(Key(key))
