@@ -74,6 +74,15 @@ class Settings(BaseSettings):
         flower_password_file: A file that holds it.
         flower_address: Where Flower listens; loopback, since it speaks plain HTTP.
         flower_port: Its port.
+        api_address: Where the API listens; loopback unless others are to reach it.
+        api_port: Its port.
+        api_tls: Serve it by TLS. Off only behind something that does, or on loopback: tokens go over the wire.
+        api_history: So many changes are kept in the memory of each server, to answer for versions of the past.
+        api_body_mib: The largest request, MiB.
+        api_request_timeout: A request that is no watch is given up after so many seconds.
+        api_watches_per_client: Watches that one token may have open at one server.
+        api_requests_per_client: Other requests of one token that one server works on at a time.
+        api_watch_queue: So many changes may wait for a watch's client; one that reads more slowly has to list again.
         server: Where commands and `Cluster` find the API: `https://host:port`. Empty: they work on Redis itself.
         token: Who they are to the API.
         token_file: A file that holds it.
@@ -129,6 +138,15 @@ class Settings(BaseSettings):
     flower_password_file: Path | None = None
     flower_address: str = "127.0.0.1"
     flower_port: int = 5555
+    api_address: str = "127.0.0.1"
+    api_port: int = Field(8080, ge=0, le=65_535)
+    api_tls: bool = True
+    api_history: int = Field(10_000, ge=100, le=1_000_000)
+    api_body_mib: float = Field(1, gt=0, le=64)
+    api_request_timeout: Seconds = 60
+    api_watches_per_client: int = Field(100, ge=1)
+    api_requests_per_client: int = Field(100, ge=1)
+    api_watch_queue: int = Field(1_000, ge=10)
     server: str = ""
     token: SecretStr = SecretStr("")
     token_file: Path | None = None

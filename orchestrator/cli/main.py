@@ -65,6 +65,7 @@ COMMANDS = {
     "kubeconfig": Place("kubeconfig", "kubeconfig"),
     "adopt": Place("adopt", "adopt", "ADOPT_EXAMPLES"),
     "release": Place("adopt", "release", "RELEASE_EXAMPLES"),
+    "api": Place("api", "api"),
     "run": Place("run", "run"),
     "up": Place("up", "up", "UP_EXAMPLES"),
     "down": Place("up", "down", "DOWN_EXAMPLE"),

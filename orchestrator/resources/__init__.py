@@ -16,6 +16,7 @@ from orchestrator.resources.meta import (
     split_key,
     with_condition,
 )
+from orchestrator.resources.namespace import Namespace
 from orchestrator.resources.node import Node, NodeInventory, SeenDomain
 from orchestrator.resources.vm import RunPolicy, VirtualMachine, VmPhase
 from orchestrator.resources.vmclass import VirtualMachineClass
@@ -37,7 +38,16 @@ from orchestrator.resources.vmop import (
 
 KINDS: dict[str, type[Resource]] = {
     kind.kind_name: kind
-    for kind in (VirtualMachine, VirtualMachineClass, VirtualMachineOperation, Node, NodeInventory, Event, AccessToken)
+    for kind in (
+        VirtualMachine,
+        VirtualMachineClass,
+        VirtualMachineOperation,
+        Node,
+        NodeInventory,
+        Namespace,
+        Event,
+        AccessToken,
+    )
 }
 """Every kind that the store keeps, by name."""
 
@@ -51,6 +61,7 @@ __all__ = [
     "Grant",
     "GrantState",
     "Key",
+    "Namespace",
     "Node",
     "NodeGrant",
     "NodeInventory",

@@ -6,6 +6,7 @@ from orchestrator.errors import Invalid
 from orchestrator.planner.flow import Note
 from orchestrator.resources import Node, parse
 from orchestrator.resources.scheduling import NodeLabels, Taint
+from orchestrator.services.classes import check_version
 from orchestrator.services.context import Context, add_notes, deciding, wake_grant
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
@@ -28,8 +29,7 @@ def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool) -> bool:
         at = ctx.now()
         new = old.with_(spec=old.spec.with_(unschedulable=unschedulable))
         batch = ctx.store.batch().put(old, new)
-        note = Note("NodeCordoned", "no VM starts or lands here") if unschedulable else Note("NodeUncordoned", "")
-        add_notes(batch, (new,), (note,), at)
+        add_notes(batch, (new,), (_cordoning(new),), at)
         ctx.store.must_commit(batch)
         return True
 
@@ -90,6 +90,50 @@ def with_taints(old: Node, wanted: Iterable[Taint], removed: Iterable[tuple[str,
         taint for (key, effect), taint in taints.items() if not {(key, ""), (key, effect)} & (gone - new.keys())
     )
     return old.with_(spec=old.spec.with_(taints=kept))
+
+
+def update_node(ctx: Context, wanted: Node) -> Node:
+    """Replace what people say of a node: its labels, annotations, taints, and whether it is cordoned.
+
+    Args:
+        ctx: To work with.
+        wanted: Its status counts for nothing.
+
+    Returns:
+        The node; as it was when nothing differs.
+
+    Raises:
+        NotFound: No such node.
+        Invalid: A label can't be one, or is the node's own.
+        ChangedMeanwhile: `metadata.resourceVersion` is given, and another one is stored.
+    """
+    labels = parse(NodeLabels, {"matchLabels": wanted.metadata.labels}).match_labels
+
+    def decide() -> tuple[Node, bool]:
+        old = ctx.store.get(Node, wanted.name)
+        check_version(old, wanted)
+        if labels.get(HOSTNAME_LABEL) != old.metadata.labels.get(HOSTNAME_LABEL):
+            why = "is the node's own name, and can't be changed"
+            raise Invalid(f"metadata.labels.{HOSTNAME_LABEL}: {why}", ((f"metadata.labels.{HOSTNAME_LABEL}", why),))
+        meta = old.metadata.with_(labels=labels, annotations=wanted.metadata.annotations)
+        if (meta, wanted.spec) == (old.metadata, old.spec):
+            return old, False
+        new = old.with_(metadata=meta, spec=wanted.spec)
+        batch = ctx.store.batch().put(old, new)
+        if new.spec.unschedulable != old.spec.unschedulable:
+            add_notes(batch, (new,), (_cordoning(new),), ctx.now())
+        return ctx.store.must_commit(batch)[0], True  # type: ignore[return-value]
+
+    node, is_changed = deciding(decide)
+    if is_changed:
+        wake_grant(ctx)
+    return node
+
+
+def _cordoning(node: Node) -> Note:
+    if node.spec.unschedulable:
+        return Note("NodeCordoned", "no VM starts or lands here")
+    return Note("NodeUncordoned", "")
 
 
 def _change(ctx: Context, name: str, change: Callable[[Node], Node]) -> bool:

@@ -124,7 +124,7 @@ def create_operation(ctx: Context, wanted: VirtualMachineOperation) -> VirtualMa
         Refused: The VM's phase or policy does not allow it, or another operation of the VM is not finished.
         Invalid: A field is wrong.
     """
-    _check_priority(wanted)
+    check_priority(wanted)
 
     def decide() -> VirtualMachineOperation:
         at = ctx.now()
@@ -203,7 +203,12 @@ def new_operation(
     )
 
 
-def _check_priority(wanted: VirtualMachineOperation) -> None:
+def check_priority(wanted: VirtualMachineOperation) -> None:
+    """Refuse a priority that is none.
+
+    Raises:
+        Invalid: Names those that there are.
+    """
     given = wanted.metadata.annotations.get(PRIORITY_ANNOTATION)
     if given is not None and given not in PRIORITIES:
         path, why = f"metadata.annotations.{PRIORITY_ANNOTATION}", f"must be one of {', '.join(PRIORITIES)}"
