@@ -11,9 +11,9 @@ Redis's own stream (`changes_since`), so a watch outlives the server that it was
 and another Redis process answers, nobody can know what was lost: open watches end with 410, and their owners list
 again.
 
-Pods and namespaces are made here out of what is stored (`View`), and get the version of the change that made them. Where
-one change makes several of their events, all but the last bear the version before it: a watch that is cut off between
-them, and resumed, gets them again instead of losing some.
+Pods and namespaces are made here out of what is stored (`View`), and get the version of the change that made them.
+Where one change makes several of their events, all but the last bear the version before it: a watch that is cut off
+between them, and resumed, gets them again instead of losing some.
 """
 
 import asyncio

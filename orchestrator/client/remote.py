@@ -179,7 +179,8 @@ class RemoteClient:
         answer = self.session.write("DELETE", _path(kind, namespace, name))
         if answer.get("kind") == kind.kind_name:
             return decode(kind, answer)
-        return before.with_(metadata=before.metadata.with_(deletion_timestamp=datetime.now(UTC)))
+        gone = before.metadata.with_(deletion_timestamp=datetime.now(UTC))
+        return cast("C", before.with_(metadata=gone))
 
     def set_unschedulable(self, node: str, *, unschedulable: bool) -> bool:
         """Cordon or uncordon a node."""
