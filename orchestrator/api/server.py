@@ -23,8 +23,9 @@ from orchestrator.api.errors import (
     success,
     to_json,
 )
+from orchestrator.api.evicting import find_pod, left, read_eviction
 from orchestrator.api.forms import Form, choose
-from orchestrator.api.limits import Shares, check_json, media_type, parse_json, read_body
+from orchestrator.api.limits import Shares, media_type, parse_json, read_body, read_document
 from orchestrator.api.mirror import Mirror
 from orchestrator.api.openapi import OpenApi, is_kubernetes_own
 from orchestrator.api.patching import read_patch
@@ -159,6 +160,8 @@ class Server:
                 return _json(form.one(entry, around(self.mirror, target.api)))
             case "list":
                 return await self._list(request, target, parameters)
+            case "create" if target.subresource == "eviction":
+                return await self._evict(request, asked, target, parameters)
             case "create" | "update" | "patch":
                 return await self._change(request, asked, target, parameters)
             case _:
@@ -199,9 +202,10 @@ class Server:
         asked.dry = parameters.is_dry()
         identity = asked.identity
         form = self._form(request, target, parameters)
-        if asked.verb != "patch":
-            check_json(request)
-        body = parse_json(await read_body(request, self._most_bytes))
+        if asked.verb == "patch":
+            body = parse_json(await read_body(request, self._most_bytes))
+        else:
+            body = await read_document(request, self._most_bytes)
         right = asked.verb
 
         def permit(old: Resource | None, new: Resource) -> None:
@@ -225,7 +229,7 @@ class Server:
         return _json(form.one(entry, around(self.mirror, target.api)), code)
 
     async def _delete(self, request: Request, asked: Asked, target: Target, parameters: Parameters) -> Response:
-        body = parse_json(await read_body(request, self._most_bytes)) or {}
+        body = await read_document(request, self._most_bytes) or {}
         if not isinstance(body, dict):
             raise BadRequest("the body of a deletion is an object: DeleteOptions")
         options = body.get("dryRun") or []
@@ -259,6 +263,16 @@ class Server:
         if not asked.dry:
             await self.mirror.newest()
         return _json(form.many(found.entries, found.metadata, around(self.mirror, target.api)))
+
+    async def _evict(self, request: Request, asked: Asked, target: Target, parameters: Parameters) -> Response:
+        body = await read_document(request, self._most_bytes)
+        options = read_eviction(body, target)
+        asked.dry = parameters.is_dry() or is_dry_by(options.dry_run)
+        await self.mirror.newest()
+        pod = find_pod(self.mirror, target)
+        options.check(pod)
+        await self._in_thread(partial(self._write.evict, pod, dry=asked.dry))
+        return _json(to_json(left()), 201)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writers, work)

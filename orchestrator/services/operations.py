@@ -134,7 +134,7 @@ def create_operation(ctx: Context, wanted: VirtualMachineOperation) -> VirtualMa
             raise NotFound(
                 f"VirtualMachine {wanted.spec.virtual_machine_name!r} not found in namespace {meta.namespace!r}"
             )
-        active = _active_operation(ctx, vm.key)
+        active = active_operation(ctx, vm.key)
         if active is not None and not _gives_way(active, wanted.spec):
             raise _blocked(active)
         _check_applicable(ctx, wanted.spec, vm, active)
@@ -171,7 +171,8 @@ def put_superseded(
     return new
 
 
-def _active_operation(ctx: Context, vm: str) -> VirtualMachineOperation | None:
+def active_operation(ctx: Context, vm: str) -> VirtualMachineOperation | None:
+    """Read the operation of a VM that is not finished, if there is one."""
     with redis_errors(ctx.store.redis):
         key = cast("str | None", ctx.store.redis.hget(keys.ACTIVE_OPERATIONS, vm))
     return ctx.store.find(VirtualMachineOperation, key) if key else None
@@ -343,7 +344,7 @@ def delete_vm(ctx: Context, key: str) -> VirtualMachine:
         if vm.status.adoption is not None:
             raise Refused(handed_over(vm))
         at = ctx.now()
-        active = _active_operation(ctx, key)
+        active = active_operation(ctx, key)
         deleted = vm.with_(metadata=vm.metadata.with_(deletion_timestamp=at))
         if vm.status.phase.occupies_node:
             deleted = deleted.with_status(phase=VmPhase.TERMINATING)
