@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -32,6 +33,7 @@ from orchestrator.api.reading import around, get, page, writer
 from orchestrator.api.targets import Parameters, Paths, Target, is_dry_by
 from orchestrator.api.watching import Bounds, Watch, open_watch
 from orchestrator.api.writing import Deletion, Writer
+from orchestrator.cli.tables import Around
 from orchestrator.errors import Invalid, NotFound, Unauthorized, VmherdError
 from orchestrator.logs import logger
 from orchestrator.resources import AccessToken, Resource
@@ -184,6 +186,8 @@ class Server:
         except BaseException:
             give_back()
             raise
+        if identity.expires_at is not None:
+            watch.seconds = min(watch.seconds, max(0.0, (identity.expires_at - self.access.now()).total_seconds()))
         self._watches[watch] = identity
         watch.on_end += [give_back, partial(self._watches.pop, watch, None)]
         return watch
@@ -237,7 +241,8 @@ class Server:
         done = await self._in_thread(partial(self._write.delete, target, body, dry=asked.dry))
         if not asked.dry:
             await self.mirror.newest()
-        return _json(_deleted(target.api, done))
+        form = self._form(request, target, parameters)
+        return _json(_deleted(target.api, done, form))
 
     async def _delete_many(
         self, request: Request, asked: Asked, target: Target, parameters: Parameters, body: dict[str, Any]
@@ -311,9 +316,10 @@ def _json(body: bytes, code: int = 200, headers: dict[str, str] | None = None) -
     return Response(body, code, headers, media_type="application/json")
 
 
-def _deleted(api: ApiResource, done: Deletion) -> bytes:
+def _deleted(api: ApiResource, done: Deletion, form: Form) -> bytes:
     """What a deletion answers: that it is gone, or how it is now that it is going."""
     meta = done.resource.metadata
     if done.is_gone:
         return to_json(success(kind=api.plural, group=api.group, name=meta.name, uid=meta.uid))
-    return Entry(api, done.resource).json()
+    entry = Entry(api, done.resource)
+    return form.one(entry, Around(datetime.now(UTC))) if form.kind == "Stored" else entry.json()

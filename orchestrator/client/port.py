@@ -17,6 +17,7 @@ from orchestrator.store import Change
 from orchestrator.store.store import Loaded
 
 R = TypeVar("R", bound=Resource)
+C = TypeVar("C", bound=Creatable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class Client(Protocol):
         """Read how a resource was when it was deleted; None when it was not, or that is forgotten."""
         ...
 
-    def create(self, wanted: Creatable) -> Creatable:
+    def create(self, wanted: C) -> C:
         """Create a resource.
 
         Raises:
@@ -109,7 +110,7 @@ class Client(Protocol):
         """
         ...
 
-    def delete(self, kind: type[Creatable], key: str) -> Creatable:
+    def delete(self, kind: type[C], key: str) -> C:
         """Delete a resource: a migration is aborted by it, a VM is stopped first.
 
         Returns:
