@@ -2,6 +2,7 @@
 
 from orchestrator.resources.domain_xml import RenderHost, render_domain
 from orchestrator.resources.event import Event, event_about
+from orchestrator.resources.grant import Action, Grant, GrantState, NodeGrant, Order, OrderKind, Reading, Settlement
 from orchestrator.resources.meta import (
     DEFAULT_NAMESPACE,
     Condition,
@@ -18,21 +19,7 @@ from orchestrator.resources.meta import (
 from orchestrator.resources.node import Node, NodeInventory, SeenDomain
 from orchestrator.resources.vm import RunPolicy, VirtualMachine, VmPhase
 from orchestrator.resources.vmclass import VirtualMachineClass
-from orchestrator.resources.vmop import (
-    Action,
-    Grant,
-    GrantState,
-    NodeGrant,
-    OperationPhase,
-    OperationType,
-    Order,
-    OrderKind,
-    Priority,
-    Reading,
-    Reason,
-    Settlement,
-    VirtualMachineOperation,
-)
+from orchestrator.resources.vmop import OperationPhase, OperationType, Priority, Reason, VirtualMachineOperation
 
 KINDS: dict[str, type[Resource]] = {
     kind.kind_name: kind

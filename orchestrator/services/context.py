@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from orchestrator.errors import Conflict, StoreUnavailable
 from orchestrator.logs import logger
-from orchestrator.planner.flow import Note, Transition, rest_s
+from orchestrator.planner.flow import Note, Transition
+from orchestrator.planner.rounds import rest_s
 from orchestrator.queues import CONTROL, Message, Messenger, Task, lifecycle_queue, migrate_queue
 from orchestrator.resources import (
     Action,

@@ -13,7 +13,7 @@ from orchestrator.cli.main import COMMANDS, app, explain
 from orchestrator.cli.nodes import node_url
 from orchestrator.errors import Invalid, NotFound
 from orchestrator.resources import Event, Node, Resource, VirtualMachine, VirtualMachineClass, VirtualMachineOperation
-from orchestrator.services.operations import read_manifest
+from orchestrator.services.manifests import read_manifest
 
 
 @pytest.mark.parametrize(
