@@ -13,7 +13,7 @@ from orchestrator.cli.session import open_store
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.errors import Conflict, Invalid, NotFound, Refused
 from orchestrator.resources import Node, parse
-from orchestrator.resources.meta import check_name
+from orchestrator.resources.names import check_name
 from orchestrator.resources.scheduling import Taint
 from orchestrator.services.nodes import set_labels, set_taints, set_unschedulable
 from orchestrator.settings import settings
