@@ -47,7 +47,7 @@ def create_operation(ctx: Context, wanted: VirtualMachineOperation) -> VirtualMa
         Refused: The VM's phase or policy does not allow it, or another operation of the VM is not finished.
         Invalid: A field is wrong.
     """
-    _check_priority(wanted)
+    check_priority(wanted)
 
     def decide() -> VirtualMachineOperation:
         at = ctx.now()
@@ -127,7 +127,12 @@ def new_operation(
     )
 
 
-def _check_priority(wanted: VirtualMachineOperation) -> None:
+def check_priority(wanted: VirtualMachineOperation) -> None:
+    """Refuse a priority that is none.
+
+    Raises:
+        Invalid: Names those that there are.
+    """
     given = wanted.metadata.annotations.get(PRIORITY_ANNOTATION)
     if given is not None and given not in PRIORITIES:
         path, why = f"metadata.annotations.{PRIORITY_ANNOTATION}", f"must be one of {', '.join(PRIORITIES)}"
@@ -212,9 +217,18 @@ def replace_spec(ctx: Context, data: Any) -> Resource:
     stored = ctx.store.get(
         VirtualMachineOperation, make_key(wanted.name, wanted.metadata.namespace or DEFAULT_NAMESPACE)
     )
+    check_same_spec(wanted, stored)
+    return stored
+
+
+def check_same_spec(wanted: VirtualMachineOperation, stored: VirtualMachineOperation) -> None:
+    """Refuse to change an operation.
+
+    Raises:
+        Invalid: `.spec is immutable`.
+    """
     if wanted.spec != stored.spec:
         raise Invalid(
             f"VirtualMachineOperation {wanted.name!r}: .spec is immutable: delete it and create another",
             (("spec", ".spec is immutable"),),
         )
-    return stored

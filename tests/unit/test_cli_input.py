@@ -51,7 +51,17 @@ def test_wrong_names(kind: str, names: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1h30m", 5400), ("1h5s", 3605), ("0.5s", 0.5)]
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("10m", 600),
+        ("1h30m", 5400),
+        ("1h5s", 3605),
+        ("0.5s", 0.5),
+        ("30d", 2_592_000),
+        ("1d12h", 129_600),
+    ],
 )
 def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
