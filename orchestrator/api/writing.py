@@ -11,11 +11,12 @@ from typing import Any, Final
 
 from orchestrator.api.catalog import CLASSES, NAMESPACES, NODES, OPERATIONS, VIRTUAL_MACHINES
 from orchestrator.api.entries import ApiResource
-from orchestrator.api.errors import BadRequest, MethodNotAllowed
+from orchestrator.api.errors import BadRequest, MethodNotAllowed, TooManyRequests
 from orchestrator.api.patching import Patch
+from orchestrator.api.pods import DOMAIN_ANNOTATION, Pod
 from orchestrator.api.reading import not_found
 from orchestrator.api.targets import Target
-from orchestrator.errors import AlreadyExists, Conflict, NotFound
+from orchestrator.errors import AlreadyExists, Conflict, NotFound, Refused
 from orchestrator.queues import Message
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
@@ -35,6 +36,7 @@ from orchestrator.resources.node import NodeSpec
 from orchestrator.services import manifests, namespaces, nodes, operations, vms
 from orchestrator.services.classes import ChangedMeanwhile, delete_class, update_class
 from orchestrator.services.context import Context
+from orchestrator.services.evictions import EvictionState, evict
 from orchestrator.services.labelling import update_labels, update_operation
 
 Permit = Callable[[Resource | None, Resource], None]
@@ -176,6 +178,24 @@ class Writer:
         left = ctx.store.find(type(resource), resource.key)
         is_gone = not dry and (left is None or left.metadata.uid != resource.metadata.uid)
         return Deletion(resource if left is None or is_gone or dry else left, is_gone)
+
+    def evict(self, pod: Pod, *, dry: bool) -> None:
+        """Have a pod's VM leave its node.
+
+        Returns:
+            When it has left already.
+
+        Raises:
+            TooManyRequests: It is on its way, or what keeps it: ask again.
+            Refused: It is not vmherd's.
+        """
+        if not pod.vm:
+            domain = pod.metadata.annotations.get(DOMAIN_ANNOTATION, "")
+            raise Refused(f"domain {domain!r} on node {pod.spec.node_name} is not vmherd's, and is not moved by it")
+        done = evict(self._ctx(dry=dry), f"{pod.metadata.namespace}/{pod.vm}", pod.spec.node_name)
+        is_refused = done.state is EvictionState.REFUSED
+        if done.state is not EvictionState.GONE and (is_refused or not dry):
+            raise TooManyRequests(done.message)
 
     def _find(self, target: Target, ctx: Context) -> Resource:
         found = ctx.store.find(target.api.kind, make_key(target.name, target.namespace))
