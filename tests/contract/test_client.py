@@ -30,7 +30,8 @@ from orchestrator.resources import (
 )
 from orchestrator.resources.scheduling import Taint
 from orchestrator.services.context import Context
-from orchestrator.services.operations import new_operation, read_manifest
+from orchestrator.services.manifests import Applied, read_manifest
+from orchestrator.services.operations import new_operation
 from orchestrator.services.tokens import create_token
 from orchestrator.settings import Settings
 from orchestrator.store import Change, ChangeType, Store
