@@ -1,6 +1,7 @@
 """Resources: immutable pydantic models in the Kubernetes shape and the platform's vocabulary."""
 
 from orchestrator.resources.domain_xml import RenderHost, render_domain
+from orchestrator.resources.drain import NodeDrain
 from orchestrator.resources.event import Event, event_about
 from orchestrator.resources.meta import (
     DEFAULT_NAMESPACE,
@@ -36,7 +37,15 @@ from orchestrator.resources.vmop import (
 
 KINDS: dict[str, type[Resource]] = {
     kind.kind_name: kind
-    for kind in (VirtualMachine, VirtualMachineClass, VirtualMachineOperation, Node, NodeInventory, Event)
+    for kind in (
+        VirtualMachine,
+        VirtualMachineClass,
+        VirtualMachineOperation,
+        Node,
+        NodeInventory,
+        NodeDrain,
+        Event,
+    )
 }
 """Every kind that the store keeps, by name."""
 
@@ -50,6 +59,7 @@ __all__ = [
     "GrantState",
     "Key",
     "Node",
+    "NodeDrain",
     "NodeGrant",
     "NodeInventory",
     "ObjectMeta",

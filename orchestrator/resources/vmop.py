@@ -258,6 +258,7 @@ class Grant(Model):
         domain_xml: What a start starts.
         adopt: Watch the job that an earlier holder began; don't begin one.
         cancel: Whether an abort was asked for.
+        revoked: Why the control plane took it back; its operation goes on to another node.
         end: How the node said that its call ended (a `MigrationEnd`), empty before that.
         message: The hypervisor's words about it.
         timed_out: Whether its node ended it at a deadline. It is not tried again: it would only time out again.
@@ -287,6 +288,7 @@ class Grant(Model):
     state: GrantState = GrantState.GRANTED
     adopt: bool = False
     cancel: bool = False
+    revoked: str = ""
     end: str = ""
     message: str = ""
     timed_out: bool = False

@@ -6,6 +6,7 @@ from orchestrator.errors import Invalid
 from orchestrator.planner.flow import Note
 from orchestrator.resources import Node, parse
 from orchestrator.resources.scheduling import NodeLabels, Taint
+from orchestrator.services import drains
 from orchestrator.services.context import Context, add_notes, deciding, wake_grant
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
@@ -14,27 +15,30 @@ HOSTNAME_LABEL = "kubernetes.io/hostname"
 def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool) -> bool:
     """Cordon or uncordon a node. Migrations under way go on; nothing new starts or lands on a cordoned node.
 
+    Uncordoning ends a drain of it: what has not begun is dropped.
+
     Returns:
         Whether anything changed.
 
     Raises:
         NotFound: No such node.
     """
+    if not unschedulable:
+        return drains.uncordon(ctx, name)
 
     def decide() -> bool:
         old = ctx.store.get(Node, name)
-        if old.spec.unschedulable == unschedulable:
+        if old.spec.unschedulable:
             return False
-        at = ctx.now()
-        new = old.with_(spec=old.spec.with_(unschedulable=unschedulable))
+        new = old.with_(spec=old.spec.with_(unschedulable=True))
         batch = ctx.store.batch().put(old, new)
-        note = Note("NodeCordoned", "no VM starts or lands here") if unschedulable else Note("NodeUncordoned", "")
-        add_notes(batch, (new,), (note,), at)
+        add_notes(batch, (new,), (Note("NodeCordoned", "no VM starts or lands here"),), ctx.now())
         ctx.store.must_commit(batch)
         return True
 
     changed = deciding(decide)
     if changed:
+        drains.step(ctx, name)
         wake_grant(ctx)
     return changed
 
