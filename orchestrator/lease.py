@@ -205,7 +205,7 @@ class Lease:
         return self.generation, self.sequence
 
     def text(self) -> str:
-        """Write it as it is stored; `lua/lease.lua` adds `renewed_ms` (Redis's time) and `former` (the boot before)."""
+        """Write it as it is stored; `lua/lease.lua` adds `renewed_ms`, Redis's time."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
 
@@ -323,7 +323,7 @@ class Reply:
 
     Attributes:
         refused: Empty: OK, which means that the value on record has changed. `taken over`: this boot's VMs may run
-            elsewhere. `outdated`: a later renewal of this boot, or a later boot, is on record.
+            elsewhere. `outdated`: a later renewal of this boot is on record.
         suspicions: Node to id, of all that are open; never of this node itself.
         membership: The one published, where it is not the one held; None: it is held.
         peer_key: Likewise the key by which peers speak to each other.

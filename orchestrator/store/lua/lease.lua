@@ -38,23 +38,15 @@ if taken then
   end
 end
 
--- A renewal that was under way when its process died, or its host, and comes after the next one's: it would put times
--- and an `armed` on record that hold no more.
-local former = ""
+-- A renewal that was under way when its process died, and comes after the next one's: it would put times and an
+-- `armed` on record that hold no more. Both were stamped by one clock, as it is one boot.
 local text = redis.call("GET", KEYS[1])
 if text then
   local ok, old = pcall(cjson.decode, text)
-  if ok and type(old) == "table" then
-    former = tostring(old.former or "")
-    if old.boot_id == boot then
-      local is_same = old.generation == generation and tonumber(old.sequence) == sequence
-      if (tonumber(old.created) or 0) >= created and not is_same then
-        return answer("outdated")
-      end
-    elseif former == boot then
+  if ok and type(old) == "table" and old.boot_id == boot then
+    local is_same = old.generation == generation and tonumber(old.sequence) == sequence
+    if (tonumber(old.created) or 0) >= created and not is_same then
       return answer("outdated")
-    else
-      former = tostring(old.boot_id or "")
     end
   end
 end
@@ -62,6 +54,5 @@ end
 local time = redis.call("TIME")
 local renewed = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 -- Spliced, not encoded anew: cjson would write an empty list as an object.
-local head = string.format('{"renewed_ms":%.0f,"former":%s,', renewed, cjson.encode(former))
-redis.call("SET", KEYS[1], head .. string.sub(ARGV[1], 2), "PX", ARGV[2])
+redis.call("SET", KEYS[1], string.format('{"renewed_ms":%.0f,', renewed) .. string.sub(ARGV[1], 2), "PX", ARGV[2])
 return answer("")
