@@ -8,7 +8,7 @@ as one place. A VM's own presence never speaks for or against it.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.planner.rules import Resident, Spread, Term
@@ -176,11 +176,17 @@ class Neighbours:
                 total -= self._skew(one, spread, node)
         return total
 
-    def breaks(self, key: Key, node: str) -> str:
-        """Say whose rule would be broken if a VM were on this node alone; empty when nobody's that holds now."""
+    def breaks(self, key: Key, node: str, is_excused: Callable[[Key], bool] = lambda _: False) -> str:
+        """Say whose rule would be broken if a VM were on this node alone; empty when nobody's that holds now.
+
+        Args:
+            key: Of the picture.
+            node: One of the nodes.
+            is_excused: Tells VMs whose rules don't count, since they can't stay where they are anyway.
+        """
         old = self._at[key]
         others = set[Key]().union(*(group.dependants for group in self._meant_by.get(key, ()))) - {key}
-        whole = [other for other in sorted(others) if not self._violation(other)]
+        whole = [other for other in sorted(others) if not is_excused(other) and not self._violation(other)]
         if not whole:
             return ""
         self.put(key, (node,))
