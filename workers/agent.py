@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from uuid import uuid4
 
-from orchestrator import logs
+from orchestrator import logs, metrics
 from orchestrator.errors import HypervisorError, Invalid, StoreUnavailable, VmherdError
 from orchestrator.resources import Order, OrderKind
 from orchestrator.resources.adoption import AdoptionOrder
@@ -101,7 +101,9 @@ class Agent:
                         "ttl_ms": int(config.lease_ttl * 1000),
                     }
                 )
+                metrics.LEASE_RENEWALS.labels("done").inc()
             except StoreUnavailable as error:
+                metrics.LEASE_RENEWALS.labels("failed").inc()
                 log.warning("lease not renewed", error=str(error))
             clock.wait(self.stop, config.heartbeat)
 
@@ -199,6 +201,7 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    metrics.serve("agent")
     log.info("agent starts")
     agent.run()
 

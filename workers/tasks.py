@@ -10,7 +10,7 @@ from typing import Any
 
 from celery.signals import setup_logging, worker_init
 
-from orchestrator import logs
+from orchestrator import logs, metrics
 from orchestrator.celery_app import declare, make_app
 from orchestrator.errors import HypervisorUnavailable, StoreUnavailable, VmherdError
 from orchestrator.logs import logger
@@ -56,6 +56,12 @@ def _become_holder(**_: Any) -> None:
         _holder.append(holders.hold(ROLE))
     except VmherdError as error:
         raise SystemExit(f"vmherd: {error}") from None
+
+
+@worker_init.connect
+def _measure(**_: Any) -> None:
+    metrics.watch_tasks()
+    metrics.serve(ROLE)
 
 
 @app.task(name=Task.NODE_MIGRATE.value)

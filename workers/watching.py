@@ -7,6 +7,7 @@ grant. When Redis is away it keeps trying: the migration itself needs no Redis, 
 
 import threading
 
+from orchestrator import metrics
 from orchestrator.errors import HypervisorError, OutcomeUnknown, StoreUnavailable
 from orchestrator.logs import logger
 from orchestrator.resources import NodeGrant
@@ -127,6 +128,7 @@ class Watch:
         deadlines.look(job, at)
         if job.total_bytes > 0:
             self._figures = _figures(job, deadlines.stalled_s(at))
+            metrics.show_migration(self._grant.vm, self._store.node, job)
 
     def _check_deadlines(self, deadlines: Deadlines) -> None:
         grant, at = self._grant, clock.monotonic()
