@@ -9,7 +9,7 @@ import threading
 
 from orchestrator import metrics
 from orchestrator.errors import HypervisorError, OutcomeUnknown, StoreUnavailable
-from orchestrator.logs import logger
+from orchestrator.logs import about, logger
 from orchestrator.resources import NodeGrant
 from orchestrator.store.node_store import NodeStore
 from workers import clock
@@ -83,6 +83,10 @@ class Watch:
         return self._deadlines is not None and not self.post_copy and (self._cancelled or self.timed_out is not None)
 
     def _run(self) -> None:
+        with about(vm=self._grant.vm, operation=self._grant.operation):
+            self._follow()
+
+    def _follow(self) -> None:
         last, told = "0-0", float("-inf")
         while not self._done.is_set():
             try:
