@@ -31,7 +31,7 @@ from orchestrator.resources import (
     make_key,
 )
 from orchestrator.resources.vmop import MigrateTo
-from orchestrator.services import adoption, nodes, operations
+from orchestrator.services import adoption, manifests, nodes, operations, vms
 from orchestrator.services.adoption_orders import ADOPTING, RELEASING
 from orchestrator.services.context import Context
 from orchestrator.settings import settings
@@ -216,11 +216,11 @@ class Cluster:
         Raises:
             NotFound: No such VM.
         """
-        return operations.delete_vm(self.context, make_key(vm, self.namespace))
+        return vms.delete_vm(self.context, make_key(vm, self.namespace))
 
-    def create(self, manifest: dict[str, Any]) -> operations.Creatable:
+    def create(self, manifest: dict[str, Any]) -> manifests.Creatable:
         """Create a resource from a manifest."""
-        return operations.create_manifest(self.context, manifest, "")
+        return manifests.create_manifest(self.context, manifest, "")
 
     def operation(self, name: str) -> Operation:
         """Give a handle on an operation."""

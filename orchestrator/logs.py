@@ -141,4 +141,5 @@ def _given_secrets() -> list[str]:
     """The secrets that this process was given, as they are and as they stand in a URL."""
     config = settings()
     in_url = urlsplit(config.redis_url.get_secret_value()).password or ""
-    return [secret for secret in (in_url, unquote(in_url), config.flower_password.get_secret_value()) if secret]
+    others = (config.flower_password, config.token)
+    return [secret for secret in (in_url, unquote(in_url), *(it.get_secret_value() for it in others)) if secret]

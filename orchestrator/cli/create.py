@@ -18,7 +18,7 @@ from orchestrator.cli.terminal import Failures
 from orchestrator.cli.waiting import failure, wait_or_leave
 from orchestrator.errors import AlreadyExists, Conflict, Invalid, NotFound, Refused
 from orchestrator.resources import VirtualMachine, VirtualMachineOperation
-from orchestrator.services import operations
+from orchestrator.services import manifests, operations
 from orchestrator.services.context import Context
 
 EXAMPLES = """Examples:
@@ -30,7 +30,7 @@ $ vmherd evict linux-vm --no-wait
 $ vmherd create --wait -f - < evict.yaml
 """
 
-Creatable = operations.Creatable
+Creatable = manifests.Creatable
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def _create_one(ctx: Context, wanted: Creatable) -> Creatable:
             pass
         else:
             raise AlreadyExists(f"VirtualMachineOperation {wanted.name!r} already exists")
-    return operations.create_resource(ctx, wanted)
+    return manifests.create_resource(ctx, wanted)
 
 
 def _wait(ctx: Context, created: list[Creatable], failures: Failures, *, timeout: float | None, quiet: bool) -> None:
@@ -120,7 +120,7 @@ def read_files(files: list[str], namespace: str) -> list[tuple[str, Creatable]]:
     wrong: list[str] = []
     for document in documents:
         try:
-            found.append((document.place, operations.read_manifest(document.data, namespace)))
+            found.append((document.place, manifests.read_manifest(document.data, namespace)))
         except Invalid as error:
             wrong.append(f"{document.place}: {error}")
     if wrong:

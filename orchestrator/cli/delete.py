@@ -19,7 +19,7 @@ from orchestrator.resources import (
     VirtualMachineOperation,
     make_key,
 )
-from orchestrator.services import operations
+from orchestrator.services import manifests, operations, vms
 from orchestrator.services.classes import delete_class
 from orchestrator.services.context import Context
 
@@ -67,12 +67,12 @@ def delete(
     failures.end()
 
 
-def _delete_one(ctx: Context, kind: type[Resource], key: Key) -> operations.Creatable:
+def _delete_one(ctx: Context, kind: type[Resource], key: Key) -> manifests.Creatable:
     if kind is VirtualMachineOperation:
         return operations.delete_operation(ctx, key)
     if kind is VirtualMachineClass:
         return delete_class(ctx, key)
-    return operations.delete_vm(ctx, key)
+    return vms.delete_vm(ctx, key)
 
 
 def _wait(ctx: Context, aborted: list[VirtualMachineOperation], timeout: float | None) -> None:

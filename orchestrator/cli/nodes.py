@@ -1,9 +1,5 @@
 """`vmherd cordon`, `uncordon`, and `vmherd node`: how hosts join and leave the herd."""
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, cast
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -12,6 +8,7 @@ import typer
 
 from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_context
+from orchestrator.cli.files import private_file
 from orchestrator.cli.session import open_store
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.errors import Conflict, Invalid, NotFound, Refused
@@ -106,7 +103,7 @@ def enroll(
         if output is None:
             terminal.write(_environment(name, node_url(ours, address, name, access.enroll(store.redis, name))))
         else:
-            with _private_file(output) as draft:  # made first: a password that can't be written would be lost
+            with private_file(output) as draft:  # made first: a password that can't be written would be lost
                 text = _environment(name, node_url(ours, address, name, access.enroll(store.redis, name)))
                 draft.write_text(text + "\n")
         if known:
@@ -222,22 +219,6 @@ def _check_address(address: str) -> str:
 
 def _is_loopback(host: str) -> bool:
     return host in {"localhost", "::1"} or host.startswith("127.")
-
-
-@contextmanager
-def _private_file(path: Path) -> Iterator[Path]:
-    """Give a file beside `path`, readable by its owner alone, that takes its place when all went well."""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-    except OSError as error:
-        raise Invalid(f"{path}: {error.strerror}") from error
-    os.close(handle)
-    draft = Path(name)
-    try:
-        yield draft
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _environment(name: str, url: str) -> str:

@@ -8,7 +8,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_context
 from orchestrator.cli.follow import follow
 from orchestrator.resources import Node, Resource, VirtualMachine, VmPhase
-from orchestrator.services.operations import create_resource, read_manifest
+from orchestrator.services.manifests import create_resource, read_manifest
 from orchestrator.store import Change, ChangeType
 from orchestrator.store.store import Loaded
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 import redis
 
 from orchestrator.resources.adoption import AdoptionOrder, AdoptionOrderKind
-from orchestrator.resources.vmop import NodeGrant, Order
+from orchestrator.resources.grant import NodeGrant, Order
 from orchestrator.settings import settings
 from orchestrator.store import keys
 from orchestrator.store.connection import connect, read_streams, redis_errors, script

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.errors import Invalid
 from orchestrator.resources import VirtualMachine, render_domain
 from orchestrator.resources.migratable import migratable
-from orchestrator.services.operations import read_manifest
+from orchestrator.services.manifests import read_manifest
 from orchestrator.store.batch import encode
 from orchestrator.store.store import decode
 from tests.manifests import (
