@@ -33,6 +33,7 @@ PORTS: Final = {
     "agent": 9645,
     "migrate": 9646,
     "lifecycle": 9647,
+    "beat": 9648,
 }
 """By process: where its listener is unless `VMHERD_METRICS_PORT` says another port."""
 
@@ -68,6 +69,12 @@ COMMIT_SECONDS: Final = Histogram(
     "vmherd_commit_seconds",
     "How long Redis took for one",
     buckets=(0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1, 5),
+    registry=REGISTRY,
+)
+TICKS: Final = Counter(
+    "vmherd_ticks",
+    "Ticks whose time came at this beat: sent, other (a second beat sent it), failed",
+    ["tick", "outcome"],
     registry=REGISTRY,
 )
 REPORTS: Final = Counter("vmherd_reports", "Nodes' reports: taken, unreadable", ["outcome"], registry=REGISTRY)

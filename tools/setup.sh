@@ -101,6 +101,10 @@ missing_packages() { # prints Debian's names of what is missing, one a line
         need xz-utils has xz # Debian's and Ubuntu's kernel modules are compressed with one or the other
         need zstd has zstd
         need prometheus has promtool
+        need docker.io has dockerd # an engine of the tests' own: tests/lab/docker_engine.py
+        need docker-compose has docker-compose
+        need debootstrap has debootstrap
+        need iptables has iptables
     fi
     if [ -n "$python" ]; then
         python_packages "$python"
