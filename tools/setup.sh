@@ -201,6 +201,13 @@ make_guest_image() { # cached under /var/cache/vmherd; from a kernel package tha
     }
 }
 
+make_container_images() { # cached likewise: what stands in for a registry of images
+    $VENV/bin/python -m tests.lab.docker_engine >"$LOG" 2>&1 || {
+        tail -n 15 "$LOG" >&2
+        give_up "What the containers are built from could not be made. The last lines are above, all of them in $LOG."
+    }
+}
+
 # ------------------------------------------------------------------------------------------------------------ steps
 
 exec 9<.
@@ -240,4 +247,7 @@ if [ ${#packages[@]} -gt 0 ]; then
 fi
 if ! is_venv_current; then make_venv; fi
 exec 9>&-
-if [ "$level" = lab ]; then make_guest_image; fi
+if [ "$level" = lab ]; then
+    make_guest_image
+    make_container_images
+fi

@@ -7,6 +7,7 @@ import typer
 from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_context
 from orchestrator.cli.arguments import Namespace, Timeout, Wait, parse_labels
+from orchestrator.cli.completion import complete_nodes, complete_vms
 from orchestrator.cli.terminal import Failures
 from orchestrator.cli.waiting import failure, wait_or_leave
 from orchestrator.errors import Conflict, Invalid, NotFound, Refused, StoreUnavailable
@@ -49,7 +50,7 @@ $ vmherd migrate linux-vm --node node-3
 $ vmherd migrate web-1 web-2 -l rack=b,disk=ssd
 """
 
-Vms = Annotated[list[str], typer.Argument(metavar="VM", help="Names of virtual machines.")]
+Vms = Annotated[list[str], typer.Argument(metavar="VM", help="Names of virtual machines.", autocompletion=complete_vms)]
 Pull = Annotated[
     bool, typer.Option("--force", help="Pull the plug at once, in place of asking the guest to power off.")
 ]
@@ -115,7 +116,10 @@ def evict(
 
 def migrate(
     vms: Vms,
-    node: Annotated[str, typer.Option("--node", metavar="NODE", help="To this node.", show_default=False)] = "",
+    node: Annotated[
+        str,
+        typer.Option("--node", metavar="NODE", help="To this node.", show_default=False, autocompletion=complete_nodes),
+    ] = "",
     labels: Annotated[
         list[str] | None, typer.Option("-l", "--selector", metavar="KEY=VALUE,...", help="To a node with these labels.")
     ] = None,

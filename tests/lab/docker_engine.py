@@ -198,3 +198,8 @@ def _checked(argv: Sequence[str]) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise LabError(f"{' '.join(argv)}: exit {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
+
+
+if __name__ == "__main__":  # tools/setup.sh: before the tests, whose time is limited
+    debian_root()
+    wheels()
