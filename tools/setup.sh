@@ -105,6 +105,7 @@ missing_packages() { # prints Debian's names of what is missing, one a line
         need docker-compose has docker-compose
         need debootstrap has debootstrap
         need iptables has iptables
+        need chromium has chromium # tests/browser
     fi
     if [ -n "$python" ]; then
         python_packages "$python"
