@@ -15,7 +15,7 @@ from orchestrator import logs, metrics
 from orchestrator.errors import HypervisorError, Invalid, StoreUnavailable, VmherdError
 from orchestrator.resources import Order, OrderKind
 from orchestrator.resources.adoption import AdoptionOrder
-from orchestrator.resources.meta import check_name
+from orchestrator.resources.names import check_name
 from orchestrator.settings import Settings, settings
 from orchestrator.store.node_store import NodeStore
 from workers import adoption, clock, holder

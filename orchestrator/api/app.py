@@ -16,6 +16,7 @@ from orchestrator.api.discovery import version
 from orchestrator.api.errors import to_json
 from orchestrator.api.mirror import Mirror
 from orchestrator.api.namespaces import NamespaceView
+from orchestrator.api.pods import PodView
 from orchestrator.api.server import Server
 from orchestrator.api.writing import Writer
 from orchestrator.errors import StoreUnavailable
@@ -54,7 +55,7 @@ def create_app(ctx: Context, audit: Audit, config: Settings, now: Callable[[], d
     mirror = Mirror(
         ctx.store,
         RESOURCES,
-        views=[NamespaceView(NAMESPACES)],
+        views=[NamespaceView(NAMESPACES), PodView()],
         hidden=[AccessToken, NodeInventory, Namespace],
         history=config.api_history,
     )

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -22,8 +23,9 @@ from orchestrator.api.errors import (
     success,
     to_json,
 )
+from orchestrator.api.evicting import find_pod, left, read_eviction
 from orchestrator.api.forms import Form, choose
-from orchestrator.api.limits import Shares, check_json, media_type, parse_json, read_body
+from orchestrator.api.limits import Shares, media_type, parse_json, read_body, read_document
 from orchestrator.api.mirror import Mirror
 from orchestrator.api.openapi import OpenApi, is_kubernetes_own
 from orchestrator.api.patching import read_patch
@@ -31,6 +33,7 @@ from orchestrator.api.reading import around, get, page, writer
 from orchestrator.api.targets import Parameters, Paths, Target, is_dry_by
 from orchestrator.api.watching import Bounds, Watch, open_watch
 from orchestrator.api.writing import Deletion, Writer
+from orchestrator.cli.tables import Around
 from orchestrator.errors import Invalid, NotFound, Unauthorized, VmherdError
 from orchestrator.logs import logger
 from orchestrator.resources import AccessToken, Resource
@@ -157,6 +160,8 @@ class Server:
                 return _json(form.one(entry, around(self.mirror, target.api)))
             case "list":
                 return await self._list(request, target, parameters)
+            case "create" if target.subresource == "eviction":
+                return await self._evict(request, asked, target, parameters)
             case "create" | "update" | "patch":
                 return await self._change(request, asked, target, parameters)
             case _:
@@ -181,6 +186,8 @@ class Server:
         except BaseException:
             give_back()
             raise
+        if identity.expires_at is not None:
+            watch.seconds = min(watch.seconds, max(0.0, (identity.expires_at - self.access.now()).total_seconds()))
         self._watches[watch] = identity
         watch.on_end += [give_back, partial(self._watches.pop, watch, None)]
         return watch
@@ -195,9 +202,10 @@ class Server:
         asked.dry = parameters.is_dry()
         identity = asked.identity
         form = self._form(request, target, parameters)
-        if asked.verb != "patch":
-            check_json(request)
-        body = parse_json(await read_body(request, self._most_bytes))
+        if asked.verb == "patch":
+            body = parse_json(await read_body(request, self._most_bytes))
+        else:
+            body = await read_document(request, self._most_bytes)
         right = asked.verb
 
         def permit(old: Resource | None, new: Resource) -> None:
@@ -221,7 +229,7 @@ class Server:
         return _json(form.one(entry, around(self.mirror, target.api)), code)
 
     async def _delete(self, request: Request, asked: Asked, target: Target, parameters: Parameters) -> Response:
-        body = parse_json(await read_body(request, self._most_bytes)) or {}
+        body = await read_document(request, self._most_bytes) or {}
         if not isinstance(body, dict):
             raise BadRequest("the body of a deletion is an object: DeleteOptions")
         options = body.get("dryRun") or []
@@ -233,7 +241,8 @@ class Server:
         done = await self._in_thread(partial(self._write.delete, target, body, dry=asked.dry))
         if not asked.dry:
             await self.mirror.newest()
-        return _json(_deleted(target.api, done))
+        form = self._form(request, target, parameters)
+        return _json(_deleted(target.api, done, form))
 
     async def _delete_many(
         self, request: Request, asked: Asked, target: Target, parameters: Parameters, body: dict[str, Any]
@@ -254,6 +263,16 @@ class Server:
         if not asked.dry:
             await self.mirror.newest()
         return _json(form.many(found.entries, found.metadata, around(self.mirror, target.api)))
+
+    async def _evict(self, request: Request, asked: Asked, target: Target, parameters: Parameters) -> Response:
+        body = await read_document(request, self._most_bytes)
+        options = read_eviction(body, target)
+        asked.dry = parameters.is_dry() or is_dry_by(options.dry_run)
+        await self.mirror.newest()
+        pod = find_pod(self.mirror, target)
+        options.check(pod)
+        await self._in_thread(partial(self._write.evict, pod, dry=asked.dry))
+        return _json(to_json(left()), 201)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writers, work)
@@ -297,9 +316,10 @@ def _json(body: bytes, code: int = 200, headers: dict[str, str] | None = None) -
     return Response(body, code, headers, media_type="application/json")
 
 
-def _deleted(api: ApiResource, done: Deletion) -> bytes:
+def _deleted(api: ApiResource, done: Deletion, form: Form) -> bytes:
     """What a deletion answers: that it is gone, or how it is now that it is going."""
     meta = done.resource.metadata
     if done.is_gone:
         return to_json(success(kind=api.plural, group=api.group, name=meta.name, uid=meta.uid))
-    return Entry(api, done.resource).json()
+    entry = Entry(api, done.resource)
+    return form.one(entry, Around(datetime.now(UTC))) if form.kind == "Stored" else entry.json()

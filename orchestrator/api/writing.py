@@ -11,11 +11,12 @@ from typing import Any, Final
 
 from orchestrator.api.catalog import CLASSES, NAMESPACES, NODES, OPERATIONS, VIRTUAL_MACHINES
 from orchestrator.api.entries import ApiResource
-from orchestrator.api.errors import BadRequest, MethodNotAllowed
+from orchestrator.api.errors import BadRequest, MethodNotAllowed, TooManyRequests
 from orchestrator.api.patching import Patch
+from orchestrator.api.pods import DOMAIN_ANNOTATION, Pod
 from orchestrator.api.reading import not_found
 from orchestrator.api.targets import Target
-from orchestrator.errors import AlreadyExists, Conflict, Invalid, NotFound
+from orchestrator.errors import AlreadyExists, Conflict, NotFound, Refused
 from orchestrator.queues import Message
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
@@ -30,12 +31,12 @@ from orchestrator.resources import (
     parse,
 )
 from orchestrator.resources.manifest import check_size
-from orchestrator.resources.meta import shown
+from orchestrator.resources.names import shown
 from orchestrator.resources.node import NodeSpec
-from orchestrator.resources.scheduling import check_label_key, check_label_value
 from orchestrator.services import manifests, namespaces, nodes, operations, vms
 from orchestrator.services.classes import ChangedMeanwhile, delete_class, update_class
 from orchestrator.services.context import Context
+from orchestrator.services.evictions import EvictionState, evict
 from orchestrator.services.labelling import update_labels, update_operation
 
 Permit = Callable[[Resource | None, Resource], None]
@@ -178,6 +179,24 @@ class Writer:
         is_gone = not dry and (left is None or left.metadata.uid != resource.metadata.uid)
         return Deletion(resource if left is None or is_gone or dry else left, is_gone)
 
+    def evict(self, pod: Pod, *, dry: bool) -> None:
+        """Have a pod's VM leave its node.
+
+        Returns:
+            When it has left already.
+
+        Raises:
+            TooManyRequests: It is on its way, or what keeps it: ask again.
+            Refused: It is not vmherd's.
+        """
+        if not pod.vm:
+            domain = pod.metadata.annotations.get(DOMAIN_ANNOTATION, "")
+            raise Refused(f"domain {domain!r} on node {pod.spec.node_name} is not vmherd's, and is not moved by it")
+        done = evict(self._ctx(dry=dry), f"{pod.metadata.namespace}/{pod.vm}", pod.spec.node_name)
+        is_refused = done.state is EvictionState.REFUSED
+        if done.state is not EvictionState.GONE and (is_refused or not dry):
+            raise TooManyRequests(done.message)
+
     def _find(self, target: Target, ctx: Context) -> Resource:
         found = ctx.store.find(target.api.kind, make_key(target.name, target.namespace))
         if found is None:
@@ -231,7 +250,6 @@ def _document(target: Target, body: Any) -> dict[str, Any]:
         raise BadRequest(f"metadata.name: is {shown(meta['name'])}, the path is for {target.name!r}")
     if target.namespace and (meta.get("namespace") or target.namespace) != target.namespace:
         raise BadRequest(f"metadata.namespace: is {shown(meta['namespace'])}, the path is for {target.namespace!r}")
-    _check_labels(meta)
     head = {"apiVersion": kind.group_version, "kind": kind.kind_name}
     return {**{key: value for key, value in body.items() if key != "status"}, **head, "metadata": meta}
 
@@ -243,22 +261,6 @@ def _metadata(body: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise BadRequest(f"metadata: is an object, not {shown(meta)}")
     return meta
-
-
-def _check_labels(meta: Mapping[str, Any]) -> None:
-    """Labels and annotations that no selector could name are refused."""
-    causes: list[tuple[str, str]] = []
-    for field, check in (("labels", check_label_value), ("annotations", str)):
-        given = meta.get(field)
-        for key, value in given.items() if isinstance(given, dict) else ():
-            try:
-                check_label_key(key)
-                if isinstance(value, str):
-                    check(value)
-            except (ValueError, TypeError) as error:
-                causes.append((f"metadata.{field}.{str(key)[:80]}", str(error)))
-    if causes:
-        raise Invalid("; ".join(f"{path}: {why}" for path, why in causes), tuple(causes))
 
 
 def _read(model: type[Namespace], data: Mapping[str, Any]) -> Namespace:

@@ -51,12 +51,10 @@ def _names(kind: type[Resource], namespace: str | None, incomplete: str, given: 
 
 
 def _all(kind: type[Resource]) -> list[Any]:
-    from orchestrator.cli.acting import quiet_logs  # noqa: PLC0415 - only when a name is completed
-    from orchestrator.cli.session import open_store  # noqa: PLC0415
+    from orchestrator.cli.acting import open_client  # noqa: PLC0415 - only when a name is completed
 
-    quiet_logs()
-    with open_store() as store:
-        return list(store.all(kind))
+    with open_client() as client:
+        return list(client.all(kind))
 
 
 def in_time(ask: Callable[[], list[str]]) -> list[str]:

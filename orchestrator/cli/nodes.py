@@ -7,16 +7,15 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import typer
 
 from orchestrator.cli import terminal
-from orchestrator.cli.acting import open_context
+from orchestrator.cli.acting import open_client
 from orchestrator.cli.completion import complete_nodes
 from orchestrator.cli.files import private_file
 from orchestrator.cli.session import open_store
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.errors import Conflict, Invalid, NotFound, Refused
 from orchestrator.resources import Node, parse
-from orchestrator.resources.meta import check_name
+from orchestrator.resources.names import check_name
 from orchestrator.resources.scheduling import Taint
-from orchestrator.services.nodes import set_labels, set_taints, set_unschedulable
 from orchestrator.settings import settings
 from orchestrator.store import Store, access
 from orchestrator.store.connection import redis_errors
@@ -70,11 +69,11 @@ def uncordon(nodes: Nodes) -> None:
 def _set_unschedulable(nodes: list[str], *, unschedulable: bool) -> None:
     done = "cordoned" if unschedulable else "uncordoned"
     failures = Failures()
-    with open_context() as ctx:
+    with open_client() as client:
         for name in dict.fromkeys(nodes):
             try:
-                changed = set_unschedulable(ctx, name, unschedulable=unschedulable)
-            except (NotFound, Conflict) as error:
+                changed = client.set_unschedulable(name, unschedulable=unschedulable)
+            except (NotFound, Conflict, Refused) as error:
                 failures.add(str(error))
                 continue
             terminal.write(f"node/{name} {done}" if changed else f"node/{name} already {done}")
@@ -143,8 +142,8 @@ def label(
         if not separator and not removes:
             raise typer.BadParameter(f"{text!r} is neither KEY=VALUE nor KEY-")
         changes[text[:-1] if removes else key] = None if removes else value
-    with open_context() as ctx:
-        changed = set_labels(ctx, name, changes)
+    with open_client() as client:
+        changed = client.set_labels(name, changes)
     terminal.write(f"node/{name} {'labelled' if changed else 'not changed'}")
 
 
@@ -167,8 +166,8 @@ def taint(
             removed.append((key, effect))
         else:
             wanted.append(parse(Taint, {"key": key, "value": value, "effect": effect}))
-    with open_context() as ctx:
-        changed = set_taints(ctx, name, wanted, removed)
+    with open_client() as client:
+        changed = client.set_taints(name, wanted, removed)
     terminal.write(f"node/{name} {'tainted' if changed else 'not changed'}")
 
 

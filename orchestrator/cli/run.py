@@ -13,7 +13,7 @@ import typer
 from orchestrator import logs, metrics
 from orchestrator.errors import Invalid
 from orchestrator.queues import CONTROL, FENCING, LIVENESS, STARTS_PER_NODE, lifecycle_queue, migrate_queue
-from orchestrator.resources.meta import check_name
+from orchestrator.resources.names import check_name
 from orchestrator.settings import settings
 
 run = typer.Typer(help="Run one of the herd's processes in the foreground.", no_args_is_help=True)

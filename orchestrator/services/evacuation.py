@@ -45,12 +45,13 @@ def _evict(ctx: Context, vms: list[VirtualMachine]) -> None:
         if vm.status.phase is not VmPhase.RUNNING:
             continue
         try:
-            create_operation(ctx, _evacuation(vm))
+            create_operation(ctx, evacuation(vm))
         except (Invalid, NotFound, Refused) as error:
             log.info("not evacuated", vm=vm.key, why=str(error))
 
 
-def _evacuation(vm: VirtualMachine) -> VirtualMachineOperation:
+def evacuation(vm: VirtualMachine) -> VirtualMachineOperation:
+    """Make the operation by which a VM leaves its node; to be admitted as any other."""
     meta = ObjectMeta(
         generate_name=f"evacuation-{vm.name}-"[:57],
         namespace=vm.metadata.namespace,

@@ -107,6 +107,35 @@ class TestStop:
         assert stage.world.running(vm.metadata.uid) == []
         assert settle(stage, stop) == [OperationPhase.COMPLETED]
 
+    def test_a_report_that_was_read_before_the_stop_does_not_bring_it_back(self, stage: Stage) -> None:
+        """The agent reads, the plug is pulled and the settlement answered, and only then the agent reports."""
+        vm = stage.add_vm("a", "n1")
+        began, read = stage.nodes["n1"].store.counter(), stage.nodes["n1"].describe(vm.metadata.uid)
+        stop = ask(stage, STOP, force=True)
+        deliver(stage)
+        assert settle(stage, stop) == [OperationPhase.COMPLETED]
+        late = {"uuid": vm.metadata.uid, "domain": read | {"addresses": ["192.0.2.7"]}, "began": began}
+        stage.nodes["n1"].store.report("Domain", late)
+        stage.nodes["n1"].tell(vm.metadata.uid, "destroyed")
+        stage.read()
+        stage.reconcile()
+        assert stage.vm("a").status.phase is VmPhase.STOPPED
+        assert reason_of(stage.vm("a"), "Running") == "StoppedByOperation"
+        assert len(stage.operations()) == 1
+
+    def test_news_of_a_copy_that_went_before_it_was_ever_reported_changes_nothing(self, stage: Stage) -> None:
+        vm = vms.create_vm(stage.ctx, a_vm("a", policy=RunPolicy.ALWAYS_ON_UNLESS_STOPPED_MANUALLY))
+        assert settle(stage, *stage.operations()) == [OperationPhase.COMPLETED]
+        node = stage.nodes[stage.vm("a").status.node_name]
+        stop = ask(stage, STOP, force=True)
+        assert settle(stage, stop) == [OperationPhase.COMPLETED]
+        node.store.report("Domain", {"uuid": vm.metadata.uid, "domain": None, "detail": "", "reason": "", "ran": True})
+        node.tell(vm.metadata.uid, "destroyed")
+        stage.read()
+        stage.reconcile()
+        assert reason_of(stage.vm("a"), "Running") == "StoppedByOperation"
+        assert len(stage.operations()) == 2
+
     def test_a_guest_that_went_before_it_was_told_to_have_been_asked(self, stage: Stage) -> None:
         vm = stage.add_vm("a", "n1")
         stop = ask(stage, STOP)
