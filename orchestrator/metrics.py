@@ -34,6 +34,7 @@ PORTS: Final = {
     "migrate": 9646,
     "lifecycle": 9647,
     "beat": 9648,
+    "api": 9649,
 }
 """By process: where its listener is unless `VMHERD_METRICS_PORT` says another port."""
 
@@ -84,6 +85,18 @@ REPORTS_LOST: Final = Counter(
 LEASE_RENEWALS: Final = Counter(
     "vmherd_lease_renewals", "Renewals of this node's lease: done, failed", ["outcome"], registry=REGISTRY
 )
+
+REQUESTS: Final = Counter(
+    "vmherd_api_requests", "Requests that the API answered", ["verb", "resource", "code"], registry=REGISTRY
+)
+REQUEST_SECONDS: Final = Histogram(
+    "vmherd_api_request_seconds",
+    "How long an answer took; of a watch, until it began",
+    ["verb"],
+    buckets=(0.005, 0.02, 0.1, 0.5, 2, 10, 60),
+    registry=REGISTRY,
+)
+WATCHES: Final = Gauge("vmherd_api_watches", "Watches that are open", registry=REGISTRY)
 
 _MIGRATION_LABELS: Final = ("name", "namespace", "node")
 MIGRATION_PROCESSED: Final = Gauge(
