@@ -2,6 +2,7 @@
 
 from orchestrator.resources.access_token import AccessToken, Role
 from orchestrator.resources.domain_xml import RenderHost, render_domain
+from orchestrator.resources.drain import NodeDrain
 from orchestrator.resources.event import Event, event_about
 from orchestrator.resources.grant import Action, Grant, GrantState, NodeGrant, Order, OrderKind, Reading, Settlement
 from orchestrator.resources.meta import (
@@ -31,6 +32,7 @@ KINDS: dict[str, type[Resource]] = {
         VirtualMachineOperation,
         Node,
         NodeInventory,
+        NodeDrain,
         Namespace,
         Event,
         AccessToken,
@@ -50,6 +52,7 @@ __all__ = [
     "Key",
     "Namespace",
     "Node",
+    "NodeDrain",
     "NodeGrant",
     "NodeInventory",
     "ObjectMeta",

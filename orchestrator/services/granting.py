@@ -32,7 +32,8 @@ from orchestrator.resources import (
     VirtualMachineOperation,
     render_domain,
 )
-from orchestrator.services import preflight
+from orchestrator.resources.drain import DRAIN_ANNOTATION
+from orchestrator.services import drains, preflight
 from orchestrator.services.context import (
     Context,
     log,
@@ -227,3 +228,4 @@ def _fail(ctx: Context, operation: VirtualMachineOperation, reason: Reason, mess
     ctx.store.must_commit(batch)
     publish_result(ctx, transition.operation)
     keep(ctx, operation.vm_key)
+    drains.wake_for(ctx, operation.metadata.annotations.get(DRAIN_ANNOTATION, ""))

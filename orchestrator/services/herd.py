@@ -15,6 +15,7 @@ from orchestrator.resources import (
     Action,
     Key,
     Node,
+    NodeDrain,
     NodeInventory,
     VirtualMachine,
     VirtualMachineClass,
@@ -23,7 +24,7 @@ from orchestrator.resources import (
 from orchestrator.store import Change, Store, keys
 from orchestrator.store.follower import Follower
 
-KINDS = (Node, NodeInventory, VirtualMachine, VirtualMachineClass, VirtualMachineOperation)
+KINDS = (Node, NodeDrain, NodeInventory, VirtualMachine, VirtualMachineClass, VirtualMachineOperation)
 
 
 class Herd:

@@ -6,6 +6,7 @@ from orchestrator.errors import Invalid
 from orchestrator.planner.flow import Note
 from orchestrator.resources import Node, parse
 from orchestrator.resources.scheduling import NodeLabels, Taint
+from orchestrator.services import drains
 from orchestrator.services.classes import check_version
 from orchestrator.services.context import Context, add_notes, deciding, wake_grant
 
@@ -15,26 +16,30 @@ HOSTNAME_LABEL = "kubernetes.io/hostname"
 def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool) -> bool:
     """Cordon or uncordon a node. Migrations under way go on; nothing new starts or lands on a cordoned node.
 
+    Uncordoning ends a drain of it: what has not begun is dropped.
+
     Returns:
         Whether anything changed.
 
     Raises:
         NotFound: No such node.
     """
+    if not unschedulable:
+        return drains.uncordon(ctx, name)
 
     def decide() -> bool:
         old = ctx.store.get(Node, name)
-        if old.spec.unschedulable == unschedulable:
+        if old.spec.unschedulable:
             return False
-        at = ctx.now()
-        new = old.with_(spec=old.spec.with_(unschedulable=unschedulable))
+        new = old.with_(spec=old.spec.with_(unschedulable=True))
         batch = ctx.store.batch().put(old, new)
-        add_notes(batch, (new,), (_cordoning(new),), at)
+        add_notes(batch, (new,), (Note("NodeCordoned", "no VM starts or lands here"),), ctx.now())
         ctx.store.must_commit(batch)
         return True
 
     changed = deciding(decide)
     if changed:
+        drains.step(ctx, name)
         wake_grant(ctx)
     return changed
 
@@ -116,24 +121,21 @@ def update_node(ctx: Context, wanted: Node) -> Node:
             why = "is the node's own name, and can't be changed"
             raise Invalid(f"metadata.labels.{HOSTNAME_LABEL}: {why}", ((f"metadata.labels.{HOSTNAME_LABEL}", why),))
         meta = old.metadata.with_(labels=labels, annotations=wanted.metadata.annotations)
-        if (meta, wanted.spec) == (old.metadata, old.spec):
+        # A cordon is a step of its own below, where what follows from it for a drain of the node is done too.
+        new = old.with_(metadata=meta, spec=wanted.spec.with_(unschedulable=old.spec.unschedulable))
+        if new == old:
             return old, False
-        new = old.with_(metadata=meta, spec=wanted.spec)
-        batch = ctx.store.batch().put(old, new)
-        if new.spec.unschedulable != old.spec.unschedulable:
-            add_notes(batch, (new,), (_cordoning(new),), ctx.now())
-        return ctx.store.must_commit(batch)[0], True  # type: ignore[return-value]
+        return ctx.store.must_commit(ctx.store.batch().put(old, new))[0], True  # type: ignore[return-value]
 
     node, is_changed = deciding(decide)
     if is_changed:
         wake_grant(ctx)
-    return node
-
-
-def _cordoning(node: Node) -> Note:
-    if node.spec.unschedulable:
-        return Note("NodeCordoned", "no VM starts or lands here")
-    return Note("NodeUncordoned", "")
+    if node.spec.unschedulable == wanted.spec.unschedulable:
+        return node
+    set_unschedulable(ctx, wanted.name, unschedulable=wanted.spec.unschedulable)
+    if ctx.store.is_dry:
+        return node.with_(spec=wanted.spec)
+    return ctx.store.get(Node, wanted.name)
 
 
 def _change(ctx: Context, name: str, change: Callable[[Node], Node]) -> bool:
