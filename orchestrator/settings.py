@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     Attributes:
         redis_url: Where Redis is: `redis://[user:password@]host:port/db`, `rediss://` or `unix://...?db=0`.
         node: This node's name; only on nodes.
-        worker_role: `migrate` or `lifecycle`; set by `vmherd run worker`.
+        worker_role: What a Celery worker is; set by `vmherd run`.
         libvirt_uri: This host's hypervisor; only on nodes.
         assume_shared_storage: Migrate disks whose file system libvirt does not know as shared; only on nodes. On
             only where every image lies on storage that all nodes share: on any other, a guest is lost.
@@ -94,6 +94,9 @@ class Settings(BaseSettings):
         retry_limit: Attempts at one migration before it fails for good.
         log_format: `console`, `json` or `auto` (console on a terminal).
         log_level: Of the standard library's names.
+        metrics_address: Where each process's listener for Prometheus is, for example `127.0.0.1`; empty: there is none.
+            Plain HTTP, for whoever reaches it (ADR 0021).
+        metrics_port: Its port; 0: the one of that kind of process (`metrics.PORTS`).
         flower_password: Of user `vmherd` in Flower. Without one Flower doesn't start.
         flower_password_file: A file that holds it.
         flower_address: Where Flower listens; loopback, since it speaks plain HTTP.
@@ -125,7 +128,7 @@ class Settings(BaseSettings):
 
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     node: str = ""
-    worker_role: str = Field("migrate", pattern="^(migrate|lifecycle)$")
+    worker_role: str = Field("migrate", pattern="^(migrate|lifecycle|control|liveness|fencing)$")
     libvirt_uri: str = "qemu:///system"
     assume_shared_storage: bool = False
     domain_type: str = Field("auto", pattern="^(auto|kvm|qemu)$")
@@ -168,6 +171,8 @@ class Settings(BaseSettings):
 
     log_format: str = Field("auto", pattern="^(auto|console|json)$")
     log_level: str = "INFO"
+    metrics_address: str = ""
+    metrics_port: int = Field(0, ge=0, le=65535)
     flower_password: SecretStr = SecretStr("")
     flower_password_file: Path | None = None
     flower_address: str = "127.0.0.1"

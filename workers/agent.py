@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from uuid import uuid4
 
-from orchestrator import logs
+from orchestrator import logs, metrics
 from orchestrator.errors import HypervisorError, Invalid, StoreUnavailable, VmherdError
 from orchestrator.resources import Order, OrderKind
 from orchestrator.resources.adoption import AdoptionOrder
@@ -182,6 +182,7 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    metrics.serve("agent")
     log.info("agent starts")
     agent.run()
 

@@ -49,6 +49,7 @@ class Place:
 
 COMMANDS = {
     "get": Place("get", "get"),
+    "top": Place("top", "top"),
     "describe": Place("describe", "describe"),
     "create": Place("create", "create"),
     "apply": Place("apply", "apply"),

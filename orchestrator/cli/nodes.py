@@ -8,6 +8,7 @@ import typer
 
 from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_client, open_context
+from orchestrator.cli.completion import complete_nodes
 from orchestrator.cli.files import private_file
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.errors import Conflict, Invalid, NotFound, Refused
@@ -56,7 +57,7 @@ $ vmherd node expel node-1
 
 node = typer.Typer(name="node", help="Let hosts join the herd, and leave it.", no_args_is_help=True)
 
-Nodes = Annotated[list[str], typer.Argument(metavar="NODE", help="Names of nodes.")]
+Nodes = Annotated[list[str], typer.Argument(metavar="NODE", help="Names of nodes.", autocompletion=complete_nodes)]
 
 
 def cordon(nodes: Nodes) -> None:

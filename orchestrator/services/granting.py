@@ -136,9 +136,16 @@ def _grant(ctx: Context, snapshot: Snapshot, go: Go, epoch: int) -> Refusal | No
     put_timers(ctx, batch, transition.operation)
     answer = ctx.store.commit(batch)
     if isinstance(answer, Refusal):
-        log.info("grant refused", operation=go.operation.key, check=answer.check, detail=answer.detail)
+        log.info(
+            "grant refused",
+            operation=go.operation.key,
+            vm=go.operation.vm_key,
+            check=answer.check,
+            detail=answer.detail,
+        )
         return answer
-    log.info("granted", operation=go.operation.key, node=go.node, target=go.target, epoch=grant.epoch)
+    about = {"operation": go.operation.key, "vm": go.operation.vm_key}
+    log.info("granted", **about, action=grant.action.value, node=go.node, target=go.target, epoch=grant.epoch)
     send_grant(ctx, transition.operation)
     return None
 

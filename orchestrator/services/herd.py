@@ -4,7 +4,7 @@ What a snapshot says of a node is kept until something on that node changes, so 
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from orchestrator.planner.applicability import handed_over
@@ -30,12 +30,16 @@ KINDS = (Node, NodeDrain, NodeInventory, VirtualMachine, VirtualMachineClass, Vi
 class Herd:
     """Follows the store; one a process.
 
+    Args:
+        on_change: Called, from the follower's thread, when something has changed.
+
     Attributes:
         follower: The copy.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, on_change: Callable[[], object] | None = None) -> None:
         self.store = store
+        self._on_change = on_change
         self._open: set[Key] = set()
         self._states: dict[str, NodeState] = {}
         self._residents: dict[Key, Resident] = {}
@@ -186,6 +190,8 @@ class Herd:
                     self._open.add(key)
                 else:
                     self._open.discard(key)
+        if self._on_change is not None:
+            self._on_change()
 
 
 def _waits_for(ending: VirtualMachineOperation) -> str:

@@ -147,7 +147,7 @@ def _press(ctx: Context, key: str) -> None:
         return
     batch.effect("DEADLINE", keys.AWAITING, key, int(ctx.config.resend_after * 1000))
     if _commit(ctx, batch) and not _is_waiting(ctx, grant_queue(grant)):
-        log.info("sent again", operation=key, node=grant.node, epoch=grant.epoch)
+        log.info("sent again", operation=key, vm=operation.vm_key, node=grant.node, epoch=grant.epoch)
         send_grant(ctx, operation)
 
 
