@@ -47,7 +47,9 @@ class ServedApi:
         self.url = f"http://127.0.0.1:{self.port}"
         self.app = create_app(Context(self._served, self.outbox), Audit(self._served), self.config)
         self._server = uvicorn.Server(
-            uvicorn.Config(self.app, port=self.port, log_config=None, ws="none", lifespan="on")
+            uvicorn.Config(
+                self.app, port=self.port, log_config=None, ws="none", lifespan="on", timeout_graceful_shutdown=1
+            )
         )
         self._thread = threading.Thread(target=self._server.run, name="api", daemon=True)
         self._clients: list[httpx.Client] = []
