@@ -43,5 +43,5 @@ def _serve(config: Settings) -> None:
     logs.configure("api")
     store = Store(connect(config.redis_url.get_secret_value(), retries=0), config)
     audit = Audit(store, config.audit_log, reads=config.audit_reads)
-    tls = ServerCertificate(config, [config.api_address]).context if config.api_tls else None
+    tls = ServerCertificate(config, [config.api_address]) if config.api_tls else None
     Serving(create_app(Context(store, CeleryMessenger(app)), audit, config), config, tls).run()
