@@ -173,7 +173,7 @@ class Mirror:
     async def stop(self) -> None:
         """Stop following, and end all watches."""
         self._follower.stop()
-        self._end_watches(None)
+        self.end_watches()
         if self._redis is not None:
             await self._redis.aclose()
         self._threads.shutdown(wait=False)
@@ -359,7 +359,7 @@ class Mirror:
         self._steps.clear()
         self._floor = loaded.version
         self._advance(loaded.version)
-        self._end_watches(VersionExpired("the connection to Redis was lost, and with it what happened: list again"))
+        self.end_watches(VersionExpired("the connection to Redis was lost, and with it what happened: list again"))
         for kind in self._listeners:
             self._notify(kind)
 
@@ -443,7 +443,8 @@ class Mirror:
         for listener in self._listeners.get(kind, ()):
             listener()
 
-    def _end_watches(self, error: Exception | None) -> None:
+    def end_watches(self, error: Exception | None = None) -> None:
+        """End all watches; with an error, where their clients have to be told."""
         for watchers in self._watchers.values():
             for watcher in tuple(watchers):
                 watcher.end(error)
