@@ -18,9 +18,11 @@ from typing import Any, TypeVar
 from orchestrator.celery_app import CeleryMessenger, make_app
 from orchestrator.errors import NotFound, Refused, VersionExpired, WaitTimeout
 from orchestrator.planner.adoption import Planned
+from orchestrator.planner.drain import DrainPlan
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
     Node,
+    NodeDrain,
     OperationPhase,
     OperationType,
     Resource,
@@ -30,8 +32,9 @@ from orchestrator.resources import (
     find_condition,
     make_key,
 )
+from orchestrator.resources.drain import DrainSpec
 from orchestrator.resources.vmop import MigrateTo
-from orchestrator.services import adoption, nodes, operations
+from orchestrator.services import adoption, drain_plans, drains, nodes, operations
 from orchestrator.services.adoption_orders import ADOPTING, RELEASING
 from orchestrator.services.context import Context
 from orchestrator.settings import settings
@@ -250,9 +253,47 @@ class Cluster:
         """Let no VM start or land on a node; tells whether that is new."""
         return nodes.set_unschedulable(self.context, node, unschedulable=True)
 
-    def uncordon(self, node: str) -> bool:
-        """Let VMs start and land on a node again; tells whether that is new."""
-        return nodes.set_unschedulable(self.context, node, unschedulable=False)
+    def uncordon(self, node: str, *, bring_back: bool | None = None) -> bool:
+        """Let VMs start and land on a node again; tells whether that is new.
+
+        Args:
+            node: Its name.
+            bring_back: Whether what its last drain moved comes home; None leaves that to the settings.
+        """
+        return drains.uncordon(self.context, node, bring_back=bring_back)
+
+    def drain(
+        self,
+        node: str,
+        *,
+        selector: str = "",
+        timeout: float | None = None,
+        partial: bool = False,
+        requested_by: str = "Python",
+    ) -> NodeDrain:
+        """Have a node emptied by the control plane; returns at once. `follow` the result to see how far it is.
+
+        Args:
+            node: Its name.
+            selector: Labels of the VMs that are to leave; empty: all.
+            timeout: Seconds after which it has failed; None: never.
+            partial: Though the rest of the herd has no place for some of them.
+            requested_by: For people.
+
+        Raises:
+            NotFound: No such node.
+            Refused: Some VMs would have no place: says which, and why. Nothing was begun.
+        """
+        spec = DrainSpec(requested_by=requested_by, selector=selector, timeout_s=timeout or 0)
+        return drain_plans.begin_checked(self.context, [node], spec, partial=partial)[0]
+
+    def plan_drain(self, *names: str, selector: str = "") -> DrainPlan:
+        """Say where each VM of some nodes would go, in which order, how long that takes, and what has no place."""
+        return drain_plans.plan(self.context, names, DrainSpec(selector=selector))
+
+    def stop_drain(self, node: str, why: str = "stopped from Python") -> NodeDrain:
+        """End a drain: what has not begun is dropped, what has goes on; the node stays cordoned."""
+        return drains.cancel(self.context, node, why)
 
     def adopt(
         self,

@@ -18,6 +18,7 @@ from orchestrator.errors import Conflict, Invalid, NotFound, Refused
 from orchestrator.resources import Node, parse
 from orchestrator.resources.meta import check_name
 from orchestrator.resources.scheduling import Taint
+from orchestrator.services import drains
 from orchestrator.services.nodes import set_labels, set_taints, set_unschedulable
 from orchestrator.settings import settings
 from orchestrator.store import Store, access
@@ -27,9 +28,11 @@ CORDON_EXAMPLE = """Example:
 
 $ vmherd cordon node-1 node-2
 """
-UNCORDON_EXAMPLE = """Example:
+UNCORDON_EXAMPLES = """Examples:
 
 $ vmherd uncordon node-1
+
+$ vmherd uncordon node-1 --bring-back
 """
 ENROLL_EXAMPLES = """Examples:
 
@@ -64,18 +67,31 @@ def cordon(nodes: Nodes) -> None:
     _set_unschedulable(nodes, unschedulable=True)
 
 
-def uncordon(nodes: Nodes) -> None:
-    """Let virtual machines start and land on nodes again."""
-    _set_unschedulable(nodes, unschedulable=False)
+def uncordon(
+    nodes: Nodes,
+    bring_back: Annotated[
+        bool | None,
+        typer.Option(
+            "--bring-back/--no-bring-back",
+            help="Move home what their last drain moved; by default VMHERD_BRING_BACK says.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Let virtual machines start and land on nodes again. A drain ends: what has not begun is dropped."""
+    _set_unschedulable(nodes, unschedulable=False, bring_back=bring_back)
 
 
-def _set_unschedulable(nodes: list[str], *, unschedulable: bool) -> None:
+def _set_unschedulable(nodes: list[str], *, unschedulable: bool, bring_back: bool | None = None) -> None:
     done = "cordoned" if unschedulable else "uncordoned"
     failures = Failures()
     with open_context() as ctx:
         for name in dict.fromkeys(nodes):
             try:
-                changed = set_unschedulable(ctx, name, unschedulable=unschedulable)
+                if unschedulable:
+                    changed = set_unschedulable(ctx, name, unschedulable=True)
+                else:
+                    changed = drains.uncordon(ctx, name, bring_back=bring_back)
             except (NotFound, Conflict) as error:
                 failures.add(str(error))
                 continue

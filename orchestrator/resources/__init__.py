@@ -3,6 +3,7 @@
 from orchestrator.resources.domain_xml import RenderHost, render_domain
 from orchestrator.resources.drain import NodeDrain
 from orchestrator.resources.event import Event, event_about
+from orchestrator.resources.maintenance import Maintenance
 from orchestrator.resources.meta import (
     DEFAULT_NAMESPACE,
     Condition,
@@ -44,6 +45,7 @@ KINDS: dict[str, type[Resource]] = {
         Node,
         NodeInventory,
         NodeDrain,
+        Maintenance,
         Event,
     )
 }
@@ -58,6 +60,7 @@ __all__ = [
     "Grant",
     "GrantState",
     "Key",
+    "Maintenance",
     "Node",
     "NodeDrain",
     "NodeGrant",
