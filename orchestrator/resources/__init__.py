@@ -5,6 +5,7 @@ from orchestrator.resources.domain_xml import RenderHost, render_domain
 from orchestrator.resources.drain import NodeDrain
 from orchestrator.resources.event import Event, event_about
 from orchestrator.resources.grant import Action, Grant, GrantState, NodeGrant, Order, OrderKind, Reading, Settlement
+from orchestrator.resources.maintenance import Maintenance
 from orchestrator.resources.meta import (
     DEFAULT_NAMESPACE,
     Condition,
@@ -34,6 +35,7 @@ KINDS: dict[str, type[Resource]] = {
         NodeInventory,
         NodeDrain,
         Namespace,
+        Maintenance,
         Event,
         AccessToken,
     )
@@ -50,6 +52,7 @@ __all__ = [
     "Grant",
     "GrantState",
     "Key",
+    "Maintenance",
     "Namespace",
     "Node",
     "NodeDrain",

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from orchestrator.planner.applicability import handed_over
+from orchestrator.planner.drain import by_remaining_work
 from orchestrator.planner.rules import Resident, resident
 from orchestrator.planner.snapshot import Limits, NodeState, Snapshot
 from orchestrator.queues import STARTS_PER_NODE
 from orchestrator.resources import (
     Action,
     Key,
+    Maintenance,
     Node,
     NodeDrain,
     NodeInventory,
@@ -21,10 +23,14 @@ from orchestrator.resources import (
     VirtualMachineClass,
     VirtualMachineOperation,
 )
+from orchestrator.resources.maintenance import NodeStage
+from orchestrator.resources.scheduling import Taint, TaintEffect
 from orchestrator.store import Change, Store, keys
 from orchestrator.store.follower import Follower
 
-KINDS = (Node, NodeDrain, NodeInventory, VirtualMachine, VirtualMachineClass, VirtualMachineOperation)
+YET_TO_COME = Taint(key="vmherd.dev/maintenance-to-come", effect=TaintEffect.PREFER_NO_SCHEDULE)
+"""Of a node that a rolling maintenance has not reached: others are preferred. On no document."""
+KINDS = (Node, NodeDrain, Maintenance, NodeInventory, VirtualMachine, VirtualMachineClass, VirtualMachineOperation)
 
 
 class Herd:
@@ -83,7 +89,7 @@ class Herd:
                 now=at,
                 nodes=nodes,
                 vms=vms,
-                pending=pending,
+                pending=by_remaining_work(pending, vms),
                 migrating=len(self.follower.index.get(keys.SLOTS_CLUSTER, {})),
                 busy=self._busy(vms),
                 held={o.key: _waits_for(ending[o.vm_key]) for o in pending if o.vm_key in ending}
@@ -101,13 +107,27 @@ class Herd:
         for node in self.follower.all(Node):
             if node.name not in self._states:
                 self._states[node.name] = self._node_state(node)
+        # What is moved now to a node whose maintenance is yet to come would be moved once more.
+        yet_to_come = {
+            name
+            for maintenance in self.follower.all(Maintenance)
+            if maintenance.is_open
+            for name in maintenance.spec.nodes
+            if maintenance.node(name).stage is NodeStage.WAITING
+        }
         starting = Counter(
             grant.node
             for operation in self.open_operations()
             if (grant := operation.status.grant) is not None and grant.action is Action.START
         )
         return {
-            name: replace(state, starting=starting[name]) if name in starting else state
+            name: replace(
+                state,
+                starting=starting[name],
+                taints=(*state.taints, YET_TO_COME) if name in yet_to_come else state.taints,
+            )
+            if name in starting or name in yet_to_come
+            else state
             for name, state in self._states.items()
         }
 

@@ -19,7 +19,7 @@ from orchestrator.store.connection import redis_errors
 HOSTNAME_LABEL = "kubernetes.io/hostname"
 
 
-def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool) -> bool:
+def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool, bring_back: bool | None = None) -> bool:
     """Cordon or uncordon a node. Migrations under way go on; nothing new starts or lands on a cordoned node.
 
     Uncordoning ends a drain of it: what has not begun is dropped.
@@ -31,7 +31,7 @@ def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool) -> bool:
         NotFound: No such node.
     """
     if not unschedulable:
-        return drains.uncordon(ctx, name)
+        return drains.uncordon(ctx, name, bring_back=bring_back)
 
     def decide() -> bool:
         old = ctx.store.get(Node, name)
