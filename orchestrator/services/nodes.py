@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from orchestrator.errors import Invalid
 from orchestrator.planner.flow import Note
 from orchestrator.resources import Node, parse
+from orchestrator.resources.node import HYPERVISOR_LABEL
 from orchestrator.resources.scheduling import NodeLabels, Taint
 from orchestrator.services import drains
 from orchestrator.services.context import Context, add_notes, deciding, wake_grant
@@ -53,9 +54,10 @@ def set_labels(ctx: Context, name: str, changes: Mapping[str, str | None]) -> bo
         NotFound: No such node.
         Invalid: A key or a value can't be one, or the label is the node's own.
     """
-    if HOSTNAME_LABEL in changes:
-        why = "is the node's own name, and can't be changed"
-        raise Invalid(f"metadata.labels.{HOSTNAME_LABEL}: {why}", ((f"metadata.labels.{HOSTNAME_LABEL}", why),))
+    for label in (HOSTNAME_LABEL, HYPERVISOR_LABEL):
+        if label in changes:
+            why = f"is the node's own {'name' if label == HOSTNAME_LABEL else 'word'}, and can't be changed"
+            raise Invalid(f"metadata.labels.{label}: {why}", ((f"metadata.labels.{label}", why),))
     wanted = parse(NodeLabels, {"matchLabels": {key: value or "" for key, value in changes.items()}}).match_labels
 
     def change(old: Node) -> Node:
