@@ -23,6 +23,7 @@ from orchestrator.resources import DEFAULT_NAMESPACE, OperationType
 from orchestrator.resources.vmop import CELERY_TASK_ANNOTATION, MigrateTo
 from orchestrator.services.agents import AgentWatch
 from orchestrator.services.context import Context
+from orchestrator.services.firmware import keep_firmware
 from orchestrator.services.granting import grant_pending
 from orchestrator.services.herd import Herd
 from orchestrator.services.housekeeping import remove_old_events, remove_old_operations
@@ -76,8 +77,9 @@ def reconcile() -> None:
 
 @app.task(name=Task.HOUSEKEEPING.value, queue=CONTROL)
 def housekeeping() -> int:
-    """Remove what has had its time."""
+    """Remove what has had its time; look whether VMs run on outdated hypervisors."""
     try:
+        keep_firmware(context(), herd())
         return remove_old_events(context()) + remove_old_operations(context())
     except StoreUnavailable as error:
         log.warning("housekeeping: no store", error=str(error))

@@ -154,6 +154,7 @@ def cancel(ctx: Context, node: str, why: str) -> NodeDrain:
         batch = ctx.store.batch()
         _put(batch, old, new)
         _put_condition(ctx, batch, new)
+        _put_timer(batch, new, now, None)
         add_notes(batch, (ctx.store.find(Node, node),), (Note("NodeDrainCancelled", why),), ctx.now())
         return cast("NodeDrain", ctx.store.must_commit(batch)[0])
 
@@ -196,6 +197,7 @@ def uncordon(ctx: Context, node: str, *, bring_back: bool | None = None) -> bool
             notes.append(Note("VirtualMachinesReturn", "those that its drain moved come home"))
         if drain is not None and after is not None and after != drain:
             _put(batch, drain, after)
+            _put_timer(batch, after, now, None)
         if new.spec != old.spec or after != drain:
             new = _with_condition(new, after, ctx.now()) if after is not None else new
         if new == old and after == drain:

@@ -8,6 +8,7 @@ events:
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.errors import VmherdError
@@ -296,6 +297,14 @@ def _power_off(run: Run, words: list[str]) -> None:
 @verb("power on")
 def _power_on(run: Run, words: list[str]) -> None:
     run.nodes[words[0]].power_on()
+
+
+@verb("upgrade")
+def _upgrade(run: Run, words: list[str]) -> None:
+    """`NODE VERSION`: its QEMU; guests that run there go on with the old one. Its agent is started anew."""
+    host = run.world.hosts[words[0]]
+    host.spec = replace(host.spec, qemu=words[1])
+    _kill(run, [f"agent@{words[0]}"])
 
 
 @verb("shut down")
