@@ -54,6 +54,7 @@ def nodes(*states: NodeState) -> dict[str, NodeState]:
         pytest.param({}, {}, "", id="fits"),
         pytest.param({"ready": False}, {}, "not Ready", id="not ready"),
         pytest.param({"cordoned": True}, {}, "cordoned", id="cordoned"),
+        pytest.param({"shutting_down": True}, {}, "shutting down", id="its host shuts down"),
         pytest.param({"ready": False, "cordoned": True}, {}, "not Ready", id="not ready comes first"),
         pytest.param({}, {"exclude": {"n1": "where it runs"}}, "where it runs", id="excluded"),
         pytest.param({}, {"exclude": {"n2": "where it runs"}}, "", id="another excluded"),
