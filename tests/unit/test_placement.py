@@ -215,6 +215,29 @@ class TestClassesAndTaints:
         demand = move_demand(vm.with_status(machine=seen), None, 64, replace(source, cpu=a_cpu()))
         assert (demand.like, demand.kvm) == (a_cpu(), True)
 
+    @pytest.mark.parametrize(
+        ("machine", "source", "is_compared"),
+        [
+            ("kvm", "kvm", True),
+            ("qemu", "qemu", True),
+            ("", "kvm", True),
+            ("kvm", "qemu", False),
+            ("qemu", "kvm", False),
+        ],
+    )
+    def test_cpus_are_compared_within_one_domain_type(self, machine: str, source: str, is_compared: bool) -> None:
+        """A host tells of the CPU that it gives by its own domain type: another one's says nothing of this guest."""
+        features = (CpuFeature(name="avx2"),)
+        for mode in ("custom", "host-passthrough"):
+            seen = Machine(domain_type=machine, cpu=MachineCpu(mode=mode, model="EPYC", features=features))
+            vm = a_structured_vm().with_status(phase=VmPhase.RUNNING, node_name="n1", machine=seen)
+            here = replace(a_node_state("n1", domain_type=source), cpu=a_cpu("avx2"))
+            demand = move_demand(vm, None, 64, here)
+            assert (demand.cpu is not None) == is_compared
+            assert (demand.like is not None) == (is_compared and mode == "host-passthrough")
+            poor = replace(a_node_state("n2", domain_type=machine or "kvm"), cpu=a_cpu("sse2"))
+            assert (refusal(poor, demand) != "") == is_compared
+
     def test_a_class_that_is_not_there_holds_up_the_start(self) -> None:
         vm = a_structured_vm(virtualMachineClassName="c")
         assert class_obstacle(vm, None) == "VirtualMachineClass 'c' not found"
