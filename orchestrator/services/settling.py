@@ -205,7 +205,9 @@ def _decide(
             transition = Transition(say(new, Reason.OUTCOME_UNKNOWN, settled.why, at), notes=(note,))
             return settled, critical(transition, settled.why) if settled.critical else transition
         case Verdict.GONE:
-            return settled, gone(operation, vm, f"{settled.why} ({words})", at)
+            node = ctx.store.find(Node, grant.node)
+            by_host = node is not None and node.is_shutting_down
+            return settled, gone(operation, vm, f"{settled.why} ({words})", at, by_host=by_host)
         case Verdict.ASK_AGAIN | Verdict.PERSON:
             return settled, next_round(operation, settled.why, at)
 
