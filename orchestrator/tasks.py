@@ -21,7 +21,9 @@ from orchestrator.logs import logger
 from orchestrator.queues import CONTROL, LIVENESS, Task
 from orchestrator.resources import DEFAULT_NAMESPACE, OperationType
 from orchestrator.resources.vmop import CELERY_TASK_ANNOTATION, MigrateTo
+from orchestrator.services.agents import AgentWatch
 from orchestrator.services.context import Context
+from orchestrator.services.firmware import keep_firmware
 from orchestrator.services.granting import grant_pending
 from orchestrator.services.herd import Herd
 from orchestrator.services.housekeeping import remove_old_events, remove_old_operations
@@ -42,7 +44,7 @@ def context() -> Context:
 _herd_lock = threading.Lock()
 _herds: list[Herd] = []
 _grant_lock = threading.Lock()
-_liveness: list[Liveness] = []
+_liveness: list[tuple[Liveness, AgentWatch]] = []
 
 
 def herd() -> Herd:
@@ -75,8 +77,9 @@ def reconcile() -> None:
 
 @app.task(name=Task.HOUSEKEEPING.value, queue=CONTROL)
 def housekeeping() -> int:
-    """Remove what has had its time."""
+    """Remove what has had its time; look whether VMs run on outdated hypervisors."""
     try:
+        keep_firmware(context(), herd())
         return remove_old_events(context()) + remove_old_operations(context())
     except StoreUnavailable as error:
         log.warning("housekeeping: no store", error=str(error))
@@ -85,13 +88,14 @@ def housekeeping() -> int:
 
 @app.task(name=Task.LIVENESS.value, queue=LIVENESS)
 def liveness() -> None:
-    """Read the leases."""
+    """Read the leases, and agents' signs of life."""
     try:
         with _herd_lock:
             first = not _liveness
         if first:
-            _liveness.append(Liveness(context(), herd()))
-        _liveness[0].scan()
+            _liveness.append((Liveness(context(), herd()), AgentWatch(context(), herd())))
+        for watch in _liveness[0]:
+            watch.scan()
     except StoreUnavailable as error:
         log.warning("liveness: no store", error=str(error))
 

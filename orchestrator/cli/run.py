@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from orchestrator import logs
+from orchestrator import logs, metrics
 from orchestrator.errors import Invalid
 from orchestrator.queues import CONTROL, FENCING, LIVENESS, STARTS_PER_NODE, lifecycle_queue, migrate_queue
-from orchestrator.resources.meta import check_name
+from orchestrator.resources.names import check_name
 from orchestrator.settings import settings
 
 run = typer.Typer(help="Run one of the herd's processes in the foreground.", no_args_is_help=True)
@@ -29,6 +29,7 @@ def _exec(*arguments: str) -> None:
 
 def _control_worker(role: str, queue: str, threads: int) -> None:
     settings()  # a wrong setting is said here, in one line
+    os.environ["VMHERD_WORKER_ROLE"] = role
     host = f"{role}@{os.uname().nodename}-{os.getpid()}"
     _exec(
         "celery",
@@ -74,6 +75,7 @@ def intake() -> None:
     from orchestrator.store import Store  # noqa: PLC0415
 
     logs.configure("intake")
+    metrics.serve("intake")
     process.main(Context(Store.open(), CeleryMessenger(app)))
 
 
@@ -121,9 +123,23 @@ def flower() -> None:
 
 @run.command(epilog="Example: VMHERD_NODE=h1 vmherd run agent")
 def agent() -> None:
-    """On a node: register it, renew its lease, report its domains, answer questions."""
+    """On a node: register it, report its domains, answer questions."""
     _check_node()
     _exec("workers.agent")
+
+
+@run.command(epilog="Example: VMHERD_NODE=h1 vmherd run heartbeat")
+def heartbeat() -> None:
+    """On a node: renew its lease, feed its watchdog, answer other nodes (docs/heartbeat.md)."""
+    _check_node()
+    _exec("workers.heartbeat")
+
+
+@run.command(epilog="Example: VMHERD_NODE=control-1 vmherd run witness")
+def witness() -> None:
+    """On a machine without VMs: hold a lease and answer nodes, so that a small herd has a majority."""
+    _check_node()
+    _exec("workers.heartbeat", "witness")
 
 
 @run.command(epilog="Example: VMHERD_NODE=h1 vmherd run worker migrate")

@@ -50,7 +50,7 @@ def evict(ctx: Context, key: str, node: str) -> Eviction:
     if active is not None:
         return _under_way(vm, active)
     try:
-        created = create_operation(ctx, evacuation(vm))
+        created = create_operation(ctx, evacuation(vm, node))
     except (Invalid, NotFound, Refused) as error:
         active = active_operation(ctx, key)
         if active is not None:
