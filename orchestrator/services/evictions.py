@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import cast
 
 from orchestrator.errors import Invalid, NotFound, Refused
 from orchestrator.resources import VirtualMachine, VirtualMachineOperation
+from orchestrator.resources.drain import DRAIN_ANNOTATION
 from orchestrator.services.context import Context
 from orchestrator.services.evacuation import evacuation
-from orchestrator.services.operations import active_operation, create_operation
+from orchestrator.services.operations import active_operation, create_operation, delete_operation
+from orchestrator.store import keys
+from orchestrator.store.connection import redis_errors
 
 
 class EvictionState(StrEnum):
@@ -57,6 +61,28 @@ def evict(ctx: Context, key: str, node: str) -> Eviction:
             return _under_way(vm, active)  # someone else was faster
         return Eviction(EvictionState.REFUSED, f"{_name(vm)} can't be evacuated: {error}")
     return Eviction(EvictionState.TRIGGERED, f"{_triggered(vm)} ({created.name})")
+
+
+def drop_unbegun(ctx: Context, node: str) -> int:
+    """Drop the evacuations of a node that nobody needs any more and that have not begun; gives how many.
+
+    Those that evictions asked for stand in no drain's document, which would know them.
+    """
+    with redis_errors(ctx.store.redis):
+        claims = cast("list[str]", ctx.store.redis.hkeys(keys.claims(node)))
+        here = [claim.removeprefix("vm/") for claim in claims if claim.startswith("vm/")]
+        found = cast("list[str | None]", ctx.store.redis.hmget(keys.ACTIVE_OPERATIONS, here)) if here else []
+    active = ctx.store.many(VirtualMachineOperation, [key for key in found if key])
+    dropped = 0
+    for operation in active.values():
+        is_for_node = operation.metadata.annotations.get(DRAIN_ANNOTATION) == node and operation.spec.type.is_migration
+        if is_for_node and operation.status.grant is None:
+            try:
+                delete_operation(ctx, operation.key)
+            except NotFound:
+                continue
+            dropped += 1
+    return dropped
 
 
 def _under_way(vm: VirtualMachine, active: VirtualMachineOperation) -> Eviction:

@@ -9,7 +9,7 @@ from orchestrator.planner.flow import Note
 from orchestrator.resources import Condition, Node, ObjectMeta, new_metadata, parse
 from orchestrator.resources.node import HYPERVISOR_LABEL, NodeSpec
 from orchestrator.resources.scheduling import NodeLabels, Taint
-from orchestrator.services import drains
+from orchestrator.services import drains, evictions
 from orchestrator.services.classes import check_version
 from orchestrator.services.context import Context, add_notes, deciding, wake_grant
 from orchestrator.services.inventory import put_node
@@ -24,7 +24,7 @@ _OWN_LABELS = {HOSTNAME_LABEL: "name", HYPERVISOR_LABEL: "word"}
 def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool, bring_back: bool | None = None) -> bool:
     """Cordon or uncordon a node. Migrations under way go on; nothing new starts or lands on a cordoned node.
 
-    Uncordoning ends a drain of it: what has not begun is dropped.
+    Uncordoning ends a drain of it: what has not begun is dropped, evacuations that evictions asked for too.
 
     Returns:
         Whether anything changed.
@@ -33,7 +33,10 @@ def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool, bring_bac
         NotFound: No such node.
     """
     if not unschedulable:
-        return drains.uncordon(ctx, name, bring_back=bring_back)
+        changed = drains.uncordon(ctx, name, bring_back=bring_back)
+        if changed:
+            evictions.drop_unbegun(ctx, name)
+        return changed
 
     def decide() -> bool:
         old = ctx.store.get(Node, name)
@@ -194,9 +197,9 @@ def update_node(ctx: Context, wanted: Node) -> Node:
         wake_grant(ctx)
     if node.spec.unschedulable == wanted.spec.unschedulable:
         return node
-    set_unschedulable(ctx, wanted.name, unschedulable=wanted.spec.unschedulable)
     if ctx.store.is_dry:
         return node.with_(spec=wanted.spec)
+    set_unschedulable(ctx, wanted.name, unschedulable=wanted.spec.unschedulable)
     return ctx.store.get(Node, wanted.name)
 
 

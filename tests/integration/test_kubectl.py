@@ -234,6 +234,7 @@ class TestChanging:
     def test_dry_run_says_all_and_stores_nothing(self, herd: Vmherd, kubectl: Kubectl) -> None:
         herd.running_vm()
         before = herd.store.version()
+        herd.store.redis.delete("wanted:grant")
         dry = "--dry-run=server"
         assert kubectl.ok("create", dry, "-f", "-", stdin=vm_manifest("a")) == f"{VM}/a created (server dry run)\n"
         assert "(server dry run)" in kubectl.ok("create", dry, "-f", "-", stdin=EVICT)
@@ -366,6 +367,14 @@ class TestNodes:
             drain.wait_for("node/h1 drained")
         assert [o.name for o in herd.operations()] == [operation.name], "asked for once"
         assert herd.store.get(Node, "h1").spec.unschedulable
+
+    def test_uncordon_drops_what_a_drain_has_not_begun(self, herd: Vmherd, kubectl: Kubectl) -> None:
+        herd.running_vm("a")
+        with kubectl.beside("drain", "h1", "--ignore-daemonsets") as drain:
+            drain.wait_for('Eviction triggered evacuation of VMI "default/a"')
+        assert len(herd.operations()) == 1
+        kubectl.ok("uncordon", "h1")
+        assert herd.operations() == []
 
     def test_drain_of_vms_alone_passes_others_by(self, herd: Vmherd, kubectl: Kubectl) -> None:
         foreign = seen("running", vm="").with_(vm="", name="win7")
