@@ -296,6 +296,43 @@ class TestChanging:
             herd.store.must_commit(batch)
             assert deleting.ended() == 0
 
+    def test_finalizers_hold_a_vm(self, herd: Vmherd, kubectl: Kubectl) -> None:
+        text = yaml.safe_load(vm_manifest("a"))
+        text["metadata"]["finalizers"] = ["example.com/backup"]
+        kubectl.ok("create", "-f", "-", stdin=yaml.safe_dump(text))
+        with kubectl.beside("delete", "vm", "a") as deleting:
+            deleting.wait_for("deleted")
+            vm = herd.store.get(VirtualMachine, "default/a")
+            assert vm.metadata.deletion_timestamp is not None
+            assert deleting.process.poll() is None
+            more = '{"metadata":{"finalizers":["example.com/backup","example.com/late"]}}'
+            assert "can't be added" in kubectl.refused("patch", "vm", "a", "--type=merge", "-p", more)
+            spec = '{"spec":{"runPolicy":"AlwaysOff"}}'
+            assert "is being deleted" in kubectl.refused("patch", "vm", "a", "--type=merge", "-p", spec)
+            kubectl.ok("patch", "vm", "a", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+            assert deleting.ended() == 0
+        assert herd.store.all(VirtualMachine) == []
+
+    def test_finalizers_hold_an_operation(self, herd: Vmherd, kubectl: Kubectl) -> None:
+        herd.running_vm()
+        kubectl.ok("create", "-f", "-", stdin=EVICT)
+        (operation,) = herd.operations()
+        named = ("vmop", operation.name, "--type=json", "-p")
+        kubectl.ok("patch", *named, '[{"op":"add","path":"/metadata/finalizers/-","value":"example.com/x"}]')
+        kubectl.ok("delete", "--wait=false", "vmop", operation.name)
+        (left,) = herd.operations()
+        assert (left.status.phase, left.metadata.finalizers) == ("Terminating", ("example.com/x",))
+        assert "should finish first" in kubectl.refused("create", "-f", "-", stdin=EVICT)
+        kubectl.ok("patch", *named, '[{"op":"remove","path":"/metadata/finalizers"}]')
+        assert herd.operations() == []
+
+    def test_our_own_finalizer_is_ours(self, herd: Vmherd, kubectl: Kubectl) -> None:
+        herd.running_vm()
+        kubectl.ok("create", "-f", "-", stdin=EVICT)
+        (operation,) = herd.operations()
+        kubectl.ok("patch", "vmop", operation.name, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+        assert herd.operations()[0].metadata.finalizers == ("virtualization.deckhouse.io/vmop-cleanup",)
+
     def test_all_of_a_kind(self, herd: Vmherd, kubectl: Kubectl) -> None:
         for name in ("a", "b", "c"):
             kubectl.ok("create", "-f", "-", stdin=vm_manifest(name))
