@@ -159,14 +159,17 @@ class TestPaths:
         [("limit", "-1"), ("limit", "x"), ("limit", "1.5"), ("watch", "maybe"), ("dryRun", "Some"), ("limit", "²")],
     )
     def test_parameters_that_are_wrong_are_named(self, name: str, value: str) -> None:
-        parameters = Parameters({name: value})
         with pytest.raises(BadRequest, match=f"^{name}: "):
-            parameters.number("limit", 9)
-            parameters.flag("watch")
-            parameters.is_dry()
+            read_all(Parameters({name: value}))
 
     def test_large_numbers_are_cut(self) -> None:
         assert Parameters({"limit": "9" * 400}).number("limit", 9) == 9
+
+
+def read_all(parameters: Parameters) -> None:
+    parameters.number("limit", 9)
+    parameters.flag("watch")
+    parameters.is_dry()
 
 
 class TestForms:
