@@ -74,7 +74,7 @@ class SmallHerd:
                 place = self.place(node, topology)
                 if asked == shown and place is not None and place == self.place(where, topology):
                     return False
-        for topology, app in me.near:
+        for topology, _ in me.near:
             if self.place(node, topology) is None:
                 return False
         company = [o for o in others if all(self.vms[o].app == app for _, app in me.near)]

@@ -19,6 +19,7 @@ from orchestrator.resources.meta import (
 )
 from orchestrator.resources.namespace import Namespace
 from orchestrator.resources.node import Node, NodeInventory, SeenDomain
+from orchestrator.resources.rebalancing import RebalancePolicy
 from orchestrator.resources.vm import RunPolicy, VirtualMachine, VmPhase
 from orchestrator.resources.vmclass import VirtualMachineClass
 from orchestrator.resources.vmop import OperationPhase, OperationType, Priority, Reason, VirtualMachineOperation
@@ -34,6 +35,7 @@ KINDS: dict[str, type[Resource]] = {
         Namespace,
         Event,
         AccessToken,
+        RebalancePolicy,
     )
 }
 """Every kind that the store keeps, by name."""
@@ -60,6 +62,7 @@ __all__ = [
     "Priority",
     "Reading",
     "Reason",
+    "RebalancePolicy",
     "RenderHost",
     "Resource",
     "Role",
