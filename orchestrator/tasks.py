@@ -21,6 +21,7 @@ from orchestrator.logs import logger
 from orchestrator.queues import CONTROL, LIVENESS, Task
 from orchestrator.resources import DEFAULT_NAMESPACE, OperationType
 from orchestrator.resources.vmop import CELERY_TASK_ANNOTATION, MigrateTo
+from orchestrator.services import capacity, rebalancing
 from orchestrator.services.agents import AgentWatch
 from orchestrator.services.context import Context
 from orchestrator.services.firmware import keep_firmware
@@ -83,6 +84,26 @@ def housekeeping() -> int:
         return remove_old_events(context()) + remove_old_operations(context())
     except StoreUnavailable as error:
         log.warning("housekeeping: no store", error=str(error))
+        return 0
+
+
+@app.task(name=Task.REBALANCE.value, queue=CONTROL)
+def rebalance() -> int:
+    """Move VMs to where they may be, and off nodes with too much reserved, if a scan is due."""
+    try:
+        return rebalancing.scan(context(), herd())
+    except StoreUnavailable as error:
+        log.warning("rebalance: no store", error=str(error))
+        return 0
+
+
+@app.task(name=Task.CAPACITY.value, queue=CONTROL)
+def capacity_watch() -> int:
+    """See which nodes the herd could not lose now."""
+    try:
+        return capacity.watch(context(), herd())
+    except StoreUnavailable as error:
+        log.warning("capacity: no store", error=str(error))
         return 0
 
 

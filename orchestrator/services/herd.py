@@ -4,7 +4,7 @@ What a snapshot says of a node is kept until something on that node changes, so 
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from orchestrator.planner.applicability import handed_over
@@ -72,8 +72,12 @@ class Herd:
             found = [documents[key] for key in self._open if key in documents]
         return [r for r in found if isinstance(r, VirtualMachineOperation)]
 
-    def snapshot(self) -> Snapshot:
-        """Give the herd as of now: all that was committed before this call is in it."""
+    def snapshot(self, *, whole: bool = False) -> Snapshot:
+        """Give the herd as of now: all that was committed before this call is in it.
+
+        Args:
+            whole: With all VMs, and not only those of pending operations.
+        """
         self.follower.sync()
         at = self.store.now()
         config = self.store.config
@@ -83,7 +87,7 @@ class Herd:
                 o for o in self.active_operations() if o.status.grant is None and o.metadata.deletion_timestamp is None
             )
             ending = {o.vm_key: o for o in self.open_operations() if o.status.superseded_by}
-            wanted = {Key(o.vm_key) for o in pending}
+            wanted = set(self._vms()) if whole else {Key(o.vm_key) for o in pending}
             vms = {key: vm for key in wanted if (vm := self.follower.get(VirtualMachine, key)) is not None}
             return Snapshot(
                 now=at,
@@ -99,6 +103,9 @@ class Herd:
                 classes={vm_class.name: vm_class for vm_class in self.follower.all(VirtualMachineClass)},
                 residents=self._all_residents(),
             )
+
+    def _vms(self) -> Iterable[Key]:
+        return self.follower.resources[VirtualMachine.kind_name]
 
     def _node_states(self) -> dict[str, NodeState]:
         for index in self.follower.touched:
