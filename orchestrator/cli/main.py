@@ -63,6 +63,7 @@ COMMANDS = {
     "node": Place("nodes", "node"),
     "adopt": Place("adopt", "adopt", "ADOPT_EXAMPLES"),
     "release": Place("adopt", "release", "RELEASE_EXAMPLES"),
+    "doctor": Place("doctor", "doctor", "EXAMPLE"),
     "run": Place("run", "run"),
     "up": Place("up", "up", "UP_EXAMPLES"),
     "down": Place("up", "down", "DOWN_EXAMPLE"),
