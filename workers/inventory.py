@@ -133,6 +133,7 @@ class Inventory:
             report_surely(self._store, "Rebooted", {"uuid": uuid}, self._stop)
 
     def _report(self, event: DomainEvent) -> None:
+        began = self._store.counter()  # before the reading: it may be overtaken by what is answered meanwhile
         domain = self._hypervisor.domain(event.uuid)
         if domain is None or (domain.state is DomainState.SHUTOFF and event.kind is EventKind.STOPPED):
             resumed = event.kind is EventKind.RESUMED
@@ -153,7 +154,8 @@ class Inventory:
         needs = self._news(domain)
         if self._sent.get(event.uuid) == seen and needs is None:
             return
-        report_surely(self._store, "Domain", {"uuid": event.uuid, "domain": {**seen, "needs": needs}}, self._stop)
+        told = {"uuid": event.uuid, "domain": {**seen, "needs": needs}, "began": began}
+        report_surely(self._store, "Domain", told, self._stop)
         self._sent[event.uuid] = seen
 
     def _report_waiting(self) -> None:

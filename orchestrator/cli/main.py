@@ -49,6 +49,7 @@ class Place:
 
 COMMANDS = {
     "get": Place("get", "get"),
+    "top": Place("top", "top"),
     "describe": Place("describe", "describe"),
     "create": Place("create", "create"),
     "apply": Place("apply", "apply"),
@@ -61,9 +62,15 @@ COMMANDS = {
     "cordon": Place("nodes", "cordon", "CORDON_EXAMPLE"),
     "uncordon": Place("nodes", "uncordon", "UNCORDON_EXAMPLE"),
     "node": Place("nodes", "node"),
+    "token": Place("tokens", "token"),
+    "kubeconfig": Place("kubeconfig", "kubeconfig"),
     "adopt": Place("adopt", "adopt", "ADOPT_EXAMPLES"),
     "release": Place("adopt", "release", "RELEASE_EXAMPLES"),
+<<<<<<< HEAD
     "doctor": Place("doctor", "doctor", "EXAMPLE"),
+=======
+    "api": Place("api", "api"),
+>>>>>>> main
     "run": Place("run", "run"),
     "up": Place("up", "up", "UP_EXAMPLES"),
     "down": Place("up", "down", "DOWN_EXAMPLE"),

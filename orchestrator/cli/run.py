@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from orchestrator import logs
+from orchestrator import logs, metrics
 from orchestrator.errors import Invalid
 from orchestrator.queues import CONTROL, FENCING, LIVENESS, STARTS_PER_NODE, lifecycle_queue, migrate_queue
-from orchestrator.resources.meta import check_name
+from orchestrator.resources.names import check_name
 from orchestrator.settings import settings
 
 run = typer.Typer(help="Run one of the herd's processes in the foreground.", no_args_is_help=True)
@@ -30,6 +30,7 @@ def execute(*arguments: str) -> None:
 
 def _control_worker(role: str, queue: str, threads: int) -> None:
     settings()  # a wrong setting is said here, in one line
+    os.environ["VMHERD_WORKER_ROLE"] = role
     host = f"{role}@{os.uname().nodename}-{os.getpid()}"
     execute(
         "celery",
@@ -75,6 +76,7 @@ def intake() -> None:
     from orchestrator.store import Store  # noqa: PLC0415
 
     logs.configure("intake")
+    metrics.serve("intake")
     process.main(Context(Store.open(), CeleryMessenger(app)))
 
 

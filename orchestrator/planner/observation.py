@@ -3,6 +3,10 @@
 "Not seen" is not "stopped". A VM counts as stopped by its stop event with the detail, or by a listing that began after
 the node's last report on it. A domain that left by migration is not stopped: its new host will report it.
 
+A reading that began before the VM's stop was told does not bring it back: the agent reads and reports in two steps, and
+a settlement's answer may come between them. The stop's own event would then be taken for another stop, that nobody
+asked for.
+
 A copy of a lower incarnation is never taken for the VM, whatever becomes of either; a higher one is what runs, and the
 record had lost its start (a failover of Redis).
 """
@@ -54,8 +58,12 @@ def observe(vm: VirtualMachine, node: str, seen: SeenDomain, now: datetime) -> O
         now: For conditions.
     """
     status = vm.status
+    if not seen.state:
+        return Observation()  # it ran, and went before it was ever read: its stop event, which is to come, tells how
     if status.node_name == node and seen.counter < status.counter:
         return Observation()  # older than what is known
+    if status.node_name == node and not status.phase.occupies_node and seen.began < status.counter:
+        return Observation()  # read before its stop was told, and reported after it
     if seen.incarnation < status.incarnation:
         return _observe_outdated(vm, node, seen)
     if seen.incarnation > status.incarnation:

@@ -123,13 +123,15 @@ class SeenDomain(Model):
     """One domain as its host last reported it.
 
     Attributes:
-        state: A `workers.hypervisor.port.DomainState`.
+        state: A `workers.hypervisor.port.DomainState`; empty for one that ran and went before it was ever read.
         vm: `namespace/name` from the domain's own metadata, empty for what we don't manage.
         ran: Whether it ran here since it came. So a copy that is gone is told from one that never ran: the first has
             changed its disk, and the source's older copy must not be resumed.
         persistent: Whether its host has a definition of it. Not of ours, unless somebody defined it behind our back.
         by_host: Whether it went while its host was being shut down: the node's doing, not the guest's.
         counter: The number of the report.
+        began: The node's counter when it was read: the report may have been overtaken by those since. An event's own
+            number, as nothing was read.
     """
 
     name: str
@@ -146,6 +148,7 @@ class SeenDomain(Model):
     persistent: bool = False
     by_host: bool = False
     counter: int = 0
+    began: Count = 0
 
 
 class NodeInventory(Resource):

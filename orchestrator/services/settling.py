@@ -12,17 +12,15 @@ from orchestrator.logs import logger
 from orchestrator.planner.flow import (
     Note,
     Transition,
-    adopted,
     came_back,
     completed,
     critical,
     gone,
     is_said,
-    next_round,
     say,
-    settling,
 )
 from orchestrator.planner.observation import observe
+from orchestrator.planner.rounds import adopted, next_round, settling
 from orchestrator.planner.settlement import ALIVE, Settled, Verdict, settle_migration, settle_start, settle_stop
 from orchestrator.resources import (
     Action,

@@ -25,7 +25,7 @@ are removed by the commit that ends it:
 | `slots:cluster`, `slots:outbound:<node>`, `slots:inbound:<node>` | set of operations | control | none: a
   grant that ran out is suspect and keeps its slots until it is settled |
 | `deadlines` | zset operation -> ms | control | none; ends with the grant |
-| `awaiting` | zset operation or order -> ms | control | none; ends with the report |
+| `awaiting` | zset operation, order or `drain/<node>` -> ms | control | none; ends with the report, or the drain |
 | `grants:<node>`, `orders:<node>` | hash | control, readable by the node | none; ends with the grant, the answer |
 | `wake:<node>` | stream | control, readable by the node | bounded, 64 entries: wake-ups carry no truth |
 | `cursors` | hash node -> report id | control | none: how far each node's reports are read |

@@ -20,7 +20,7 @@ import libvirt
 from orchestrator import Cluster
 from orchestrator.errors import NotFound, Refused
 from orchestrator.resources import OperationType, Resource, VirtualMachine, VirtualMachineOperation
-from orchestrator.services import operations
+from orchestrator.services import operations, vms
 from orchestrator.store import access, keys
 from orchestrator.store.connection import connect
 from tests.lab.guest import Guest
@@ -267,7 +267,7 @@ class LabHerd:
                     operations.delete_operation(self.cluster.context, operation.key)
             for vm in store.all(VirtualMachine):
                 with contextlib.suppress(Refused, NotFound):
-                    operations.delete_vm(self.cluster.context, vm.key)
+                    vms.delete_vm(self.cluster.context, vm.key)
             # After that, or else their policies start them again; and guests are not given time to power off.
             domains = [domain for host in self.lab.hosts for domain in host.connect().listAllDomains()]
             with ThreadPoolExecutor(max_workers=8) as pool:  # each takes more than a second

@@ -13,7 +13,7 @@ from orchestrator.cli.main import COMMANDS, app, explain
 from orchestrator.cli.nodes import node_url
 from orchestrator.errors import Invalid, NotFound
 from orchestrator.resources import Event, Node, Resource, VirtualMachine, VirtualMachineClass, VirtualMachineOperation
-from orchestrator.services.operations import read_manifest
+from orchestrator.services.manifests import read_manifest
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,17 @@ def test_wrong_names(kind: str, names: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1h30m", 5400), ("1h5s", 3605), ("0.5s", 0.5)]
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("10m", 600),
+        ("1h30m", 5400),
+        ("1h5s", 3605),
+        ("0.5s", 0.5),
+        ("30d", 2_592_000),
+        ("1d12h", 129_600),
+    ],
 )
 def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
@@ -195,8 +205,10 @@ def test_wrong_usage(line: str) -> None:
 
 
 def test_every_command_has_help_with_an_example() -> None:
-    texts = {name: CliRunner().invoke(app, [name, "--help"]).output for name in COMMANDS if name not in {"node", "run"}}
-    texts |= {name: CliRunner().invoke(app, ["node", name, "--help"]).output for name in ("enroll", "expel")}
+    groups = {"node": ("enroll", "expel"), "token": ("create", "revoke", "list")}
+    lines = [[name] for name in COMMANDS if name not in {*groups, "run"}]
+    lines += [[group, name] for group, names in groups.items() for name in names]
+    texts = {" ".join(line): CliRunner().invoke(app, [*line, "--help"]).output for line in lines}
     assert [name for name, text in texts.items() if "$ vmherd" not in text] == []
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from orchestrator.errors import VmherdError
 from orchestrator.resources import OperationType, RunPolicy, VirtualMachine, make_key
+from orchestrator.resources.drain import DrainSpec
 from orchestrator.resources.vmop import MigrateTo
-from orchestrator.services import operations
+from orchestrator.services import drains, operations, vms
 from orchestrator.services.nodes import set_unschedulable
 from orchestrator.services.vms import update_vm
 from tests.scenarios.engine.mail import Fate
@@ -106,7 +107,7 @@ for _kind in OperationType:
 @verb("create")
 def _create(run: Run, words: list[str]) -> None:
     """`VM`: of herd.yaml."""
-    operations.create_vm(run.ctx, run.manifest(words[0]))
+    vms.create_vm(run.ctx, run.manifest(words[0]))
 
 
 @verb("delete op")
@@ -117,7 +118,7 @@ def _delete_operation(run: Run, words: list[str]) -> None:
 
 @verb("delete vm")
 def _delete_vm(run: Run, words: list[str]) -> None:
-    operations.delete_vm(run.ctx, make_key(words[0], "default"))
+    vms.delete_vm(run.ctx, make_key(words[0], "default"))
 
 
 @verb("set policy")
@@ -134,7 +135,28 @@ def _cordon(run: Run, words: list[str]) -> None:
 
 @verb("uncordon")
 def _uncordon(run: Run, words: list[str]) -> None:
-    set_unschedulable(run.ctx, words[0], unschedulable=False)
+    """`NODE [bring-back]`."""
+    drains.uncordon(run.ctx, words[0], bring_back="bring-back" in words)
+
+
+@verb("drain")
+def _drain(run: Run, words: list[str]) -> None:
+    """`NODE [timeout SECONDS] [selector SELECTOR]`."""
+    timeout_s = float(words[words.index("timeout") + 1]) if "timeout" in words else 0
+    selector = words[words.index("selector") + 1] if "selector" in words else ""
+    drains.begin(run.ctx, words[0], DrainSpec(requested_by="the script", selector=selector, timeout_s=timeout_s))
+
+
+@verb("stop drain")
+def _stop_drain(run: Run, words: list[str]) -> None:
+    """`NODE`: as Ctrl-C does."""
+    drains.cancel(run.ctx, words[0], "stopped by the script")
+
+
+@verb("evict pod")
+def _evict_pod(run: Run, words: list[str]) -> None:
+    """`VM`: as `kubectl drain` does for each."""
+    drains.evict(run.ctx, run.store.get(VirtualMachine, make_key(words[0], "default")))
 
 
 # --- processes, messages, Redis ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from orchestrator.resources import (
     KINDS,
     Event,
     Key,
+    NodeDrain,
     Resource,
     VirtualMachine,
     VirtualMachineOperation,
@@ -143,6 +144,8 @@ class Timeline:
                 self._tell_operation(old if isinstance(old, VirtualMachineOperation) else None, new)
             case Event():
                 self._tell_event(new)
+            case NodeDrain():
+                self._tell_drain(old if isinstance(old, NodeDrain) else None, new)
             case None if isinstance(old, VirtualMachine):
                 self.tell(f"vm/{old.name}", "removed")
             case None if isinstance(old, VirtualMachineOperation):
@@ -168,6 +171,11 @@ class Timeline:
             return
         if before is None or (said.reason, said.message) != (before.reason, before.message):
             self.tell(who, f"says {said.reason}: {said.message}")
+
+    def _tell_drain(self, old: NodeDrain | None, new: NodeDrain) -> None:
+        before, now = (old.status if old is not None else None), new.status
+        if before is None or before.phase is not now.phase or (before.message != now.message and now.message):
+            self.tell(f"drain/{new.name}", f"{now.phase.value}: {now.message}".rstrip(": "))
 
     def _tell_event(self, event: Event) -> None:
         about = event.involved_object
