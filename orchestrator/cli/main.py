@@ -66,11 +66,8 @@ COMMANDS = {
     "kubeconfig": Place("kubeconfig", "kubeconfig"),
     "adopt": Place("adopt", "adopt", "ADOPT_EXAMPLES"),
     "release": Place("adopt", "release", "RELEASE_EXAMPLES"),
-<<<<<<< HEAD
     "doctor": Place("doctor", "doctor", "EXAMPLE"),
-=======
     "api": Place("api", "api"),
->>>>>>> main
     "run": Place("run", "run"),
     "up": Place("up", "up", "UP_EXAMPLES"),
     "down": Place("up", "down", "DOWN_EXAMPLE"),
