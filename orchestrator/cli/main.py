@@ -72,6 +72,7 @@ COMMANDS = {
     "kubeconfig": Place("kubeconfig", "kubeconfig"),
     "adopt": Place("adopt", "adopt", "ADOPT_EXAMPLES"),
     "release": Place("adopt", "release", "RELEASE_EXAMPLES"),
+    "doctor": Place("doctor", "doctor", "EXAMPLE"),
     "api": Place("api", "api"),
     "run": Place("run", "run"),
     "up": Place("up", "up", "UP_EXAMPLES"),
