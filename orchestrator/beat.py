@@ -23,6 +23,7 @@ log = logger(__name__)
 _QUEUES = {"reconcile": queues.CONTROL, "liveness": queues.LIVENESS, "housekeeping": queues.CONTROL}
 _TASKS = {"reconcile": Task.RECONCILE, "liveness": Task.LIVENESS, "housekeeping": Task.HOUSEKEEPING}
 
+app.conf.task_send_sent_event = False  # of ticks: see `tasks`
 app.conf.beat_schedule = {
     name: {
         "task": _TASKS[name].value,

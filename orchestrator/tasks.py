@@ -5,6 +5,9 @@
     from orchestrator.tasks import evict
     evict.delay("linux-vm").get(timeout=600)   # {"phase": "Completed", "node": "h2", ...}
 
+Ticks tell Flower nothing: a tick each second would leave no room in its list for what people asked for. That they run
+is in the metrics (`vmherd_task_ended_timestamp_seconds`).
+
 The process-wide objects (store, the herd's copy in memory) are made at the first task, after any fork.
 """
 
@@ -64,7 +67,7 @@ def grant() -> int:
         return 0
 
 
-@app.task(name=Task.RECONCILE.value, queue=CONTROL)
+@app.task(name=Task.RECONCILE.value, queue=CONTROL, send_events=False)
 def reconcile() -> None:
     """Send again, ask again, settle what is suspect."""
     try:
@@ -73,7 +76,7 @@ def reconcile() -> None:
         log.warning("reconcile: no store", error=str(error))
 
 
-@app.task(name=Task.HOUSEKEEPING.value, queue=CONTROL)
+@app.task(name=Task.HOUSEKEEPING.value, queue=CONTROL, send_events=False)
 def housekeeping() -> int:
     """Remove what has had its time."""
     try:
@@ -83,7 +86,7 @@ def housekeeping() -> int:
         return 0
 
 
-@app.task(name=Task.LIVENESS.value, queue=LIVENESS)
+@app.task(name=Task.LIVENESS.value, queue=LIVENESS, send_events=False)
 def liveness() -> None:
     """Read the leases."""
     try:
