@@ -28,6 +28,7 @@ _TASKS = {
     "capacity": Task.CAPACITY,
 }
 
+app.conf.task_send_sent_event = False  # of ticks: see `tasks`
 app.conf.beat_schedule = {
     name: {
         "task": _TASKS[name].value,

@@ -5,6 +5,9 @@
     from orchestrator.tasks import evict
     evict.delay("linux-vm").get(timeout=600)   # {"phase": "Completed", "node": "h2", ...}
 
+Ticks tell Flower nothing: a tick each second would leave no room in its list for what people asked for. That they run
+is in the metrics (`vmherd_task_ended_timestamp_seconds`).
+
 The process-wide objects (store, the herd's copy in memory) are made at the first task, after any fork.
 """
 
@@ -67,7 +70,7 @@ def grant() -> int:
         return 0
 
 
-@app.task(name=Task.RECONCILE.value, queue=CONTROL)
+@app.task(name=Task.RECONCILE.value, queue=CONTROL, send_events=False)
 def reconcile() -> None:
     """Send again, ask again, settle what is suspect."""
     try:
@@ -76,7 +79,7 @@ def reconcile() -> None:
         log.warning("reconcile: no store", error=str(error))
 
 
-@app.task(name=Task.HOUSEKEEPING.value, queue=CONTROL)
+@app.task(name=Task.HOUSEKEEPING.value, queue=CONTROL, send_events=False)
 def housekeeping() -> int:
     """Remove what has had its time; look whether VMs run on outdated hypervisors."""
     try:
@@ -87,7 +90,8 @@ def housekeeping() -> int:
         return 0
 
 
-@app.task(name=Task.REBALANCE.value, queue=CONTROL)
+<<<<<<< HEAD
+@app.task(name=Task.REBALANCE.value, queue=CONTROL, send_events=False)
 def rebalance() -> int:
     """Move VMs to where they may be, and off nodes with too much reserved, if a scan is due."""
     try:
@@ -97,7 +101,7 @@ def rebalance() -> int:
         return 0
 
 
-@app.task(name=Task.CAPACITY.value, queue=CONTROL)
+@app.task(name=Task.CAPACITY.value, queue=CONTROL, send_events=False)
 def capacity_watch() -> int:
     """See which nodes the herd could not lose now."""
     try:
@@ -107,7 +111,10 @@ def capacity_watch() -> int:
         return 0
 
 
-@app.task(name=Task.LIVENESS.value, queue=LIVENESS)
+@app.task(name=Task.LIVENESS.value, queue=LIVENESS, send_events=False)
+=======
+@app.task(name=Task.LIVENESS.value, queue=LIVENESS, send_events=False)
+>>>>>>> h/console
 def liveness() -> None:
     """Read the leases, and agents' signs of life."""
     try:

@@ -29,6 +29,8 @@ from tests.waiting import wait_until
 CACHE = Path(os.environ.get("VMHERD_CACHE", "/var/cache/vmherd"))
 BASE_IMAGES = ("python:3.12-slim-bookworm", "redis:7.2-bookworm")
 _PACKAGES = "ca-certificates,python3,python3-venv,redis-server"
+_ROOT_VERSION = "2"
+"""Of what is done to the root besides; raise it with a change, so that no cached one is taken."""
 _MIRROR = "http://deb.debian.org/debian"
 _CGROUPS = Path("/sys/fs/cgroup")
 _WHEELS_PORT = 8099
@@ -141,7 +143,7 @@ class DockerEngine:
 def debian_root() -> Path:
     """Return a tar of a Debian with Python and Redis; made by debootstrap where it is not cached yet."""
     debootstrap = need_program("debootstrap", "debootstrap")
-    tar = CACHE / f"{_KEPT[0]}{_digest(_PACKAGES)}.tar"
+    tar = CACHE / f"{_KEPT[0]}{_digest(_PACKAGES, _ROOT_VERSION)}.tar"
     with _making(tar) as draft:
         if draft is not None:
             root = draft.with_suffix(".root")
@@ -149,6 +151,8 @@ def debian_root() -> Path:
             argv = [str(debootstrap), "--variant=minbase", f"--include={_PACKAGES}", "bookworm", str(root), _MIRROR]
             _checked(argv)
             (root / "usr/bin/python").symlink_to("python3")
+            (root / "data").mkdir()  # of Redis's own image: a volume gets its owner from what it is mounted over
+            _checked(["chroot", str(root), "chown", "redis:redis", "/data"])
             _checked(["tar", "-C", str(root), "-cf", str(draft), "."])
             shutil.rmtree(root)
     return tar
