@@ -90,7 +90,6 @@ def housekeeping() -> int:
         return 0
 
 
-<<<<<<< HEAD
 @app.task(name=Task.REBALANCE.value, queue=CONTROL, send_events=False)
 def rebalance() -> int:
     """Move VMs to where they may be, and off nodes with too much reserved, if a scan is due."""
@@ -112,9 +111,6 @@ def capacity_watch() -> int:
 
 
 @app.task(name=Task.LIVENESS.value, queue=LIVENESS, send_events=False)
-=======
-@app.task(name=Task.LIVENESS.value, queue=LIVENESS, send_events=False)
->>>>>>> h/console
 def liveness() -> None:
     """Read the leases, and agents' signs of life."""
     try:
