@@ -219,7 +219,7 @@ class _StoreOf:
 
     def __init__(self, scene: Scene) -> None:
         self.claim, self.report, self.wait_for_wake = scene.claim, scene.report, scene.wait_for_wake
-        self.grant = scene.grant_of
+        self.grant, self.node = scene.grant_of, "n1"
 
 
 def shrinking(elapsed: float) -> int | None:
