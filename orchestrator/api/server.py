@@ -45,6 +45,7 @@ log = logger(__name__)
 _LONG_LIST: Final = 100
 """Lists from here on are written in a thread, so that others are answered meanwhile."""
 _VERBS: Final = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+_LONGEST_NAME: Final = 253
 _RIGHTS: Final = {"deletecollection": "delete"}
 """The verb that rights are given on, where it is another."""
 
@@ -206,6 +207,7 @@ class Server:
             body = parse_json(await read_body(request, self._most_bytes))
         else:
             body = await read_document(request, self._most_bytes)
+        asked.name = asked.name or _named(body)
         right = asked.verb
 
         def permit(old: Resource | None, new: Resource) -> None:
@@ -306,6 +308,13 @@ class Server:
             source=request.client.host if request.client is not None else "",
             dry_run=asked.dry,
         )
+
+
+def _named(body: Any) -> str:
+    """Give the name that a body says, for messages."""
+    meta = body.get("metadata") if isinstance(body, dict) else None
+    name = meta.get("name") if isinstance(meta, dict) else None
+    return name[:_LONGEST_NAME] if isinstance(name, str) else ""
 
 
 def _message(error: Exception) -> str:

@@ -9,6 +9,9 @@ from fastapi import FastAPI
 from orchestrator.api.tls import ServerCertificate
 from orchestrator.settings import Settings
 
+_KEPT_ALIVE_S = 180
+"""Longer than any client keeps a connection that is idle (Go: 90 s). With uvicorn's 5 s, `kubectl drain`, which asks
+every 5 s, met a connection that was just being closed, and gave up with EOF: Go sends no POST twice."""
 _GRACEFUL_S = 5
 """What is under way when the server is stopped is given so long."""
 
@@ -36,6 +39,7 @@ class Serving(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                timeout_keep_alive=_KEPT_ALIVE_S,
                 timeout_graceful_shutdown=_GRACEFUL_S,
                 ssl_context_factory=None if tls is None else lambda *_: tls.context,
             )

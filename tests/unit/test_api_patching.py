@@ -6,7 +6,7 @@ from orchestrator.api.errors import BadRequest, UnsupportedMediaType
 from orchestrator.api.patching import APPLY, JSON_PATCH, MERGE_PATCH, STRATEGIC, merge, read_patch, strategic_merge
 from orchestrator.errors import Invalid
 
-NODE = {
+NODE: dict[str, Any] = {
     "metadata": {"name": "h1", "labels": {"a": "1", "b": "2"}, "finalizers": ["x", "y"]},
     "spec": {"unschedulable": True, "taints": [{"key": "a", "effect": "NoSchedule"}]},
 }
