@@ -76,6 +76,27 @@ class Settings(BaseSettings):
         flower_password_file: A file that holds it.
         flower_address: Where Flower listens; loopback, since it speaks plain HTTP.
         flower_port: Its port.
+        api_address: Where the API listens; loopback unless others are to reach it.
+        api_port: Its port.
+        api_tls: Serve it by TLS. Off only behind something that does, or on loopback: tokens go over the wire.
+        api_history: So many changes are kept in the memory of each server, to answer for versions of the past.
+        api_body_mib: The largest request, MiB.
+        api_request_timeout: A request that is no watch is given up after so many seconds.
+        api_watches_per_client: Watches that one token may have open at one server.
+        api_requests_per_client: Other requests of one token that one server works on at a time.
+        api_watch_queue: So many changes may wait for a watch's client; one that reads more slowly has to list again.
+        server: Where commands and `Cluster` find the API: `https://host:port`. Empty: they work on Redis itself.
+        token: Who they are to the API.
+        token_file: A file that holds it.
+        ca_file: The CA's certificate by which they know the API; without one, the system's CAs count.
+        kubeconfig: A kubeconfig file, from whose current context all four are taken that are not given.
+        audit_log: Where the API writes its audit log: a file, `-` for standard output, or empty for no lines.
+        audit_reads: Whether reads stand in it too, besides changes and refusals.
+        tls_dir: Where the API keeps its CA and its certificate; of the API's user alone.
+        tls_names: Names and addresses under which clients reach the API, besides this host's own, with commas between.
+        tls_cert_file: A certificate (with its chain) of your own, in place of one of the generated CA.
+        tls_key_file: Its key.
+        tls_ca_file: The CA's certificate that goes with it; `vmherd kubeconfig` puts it into what it writes.
     """
 
     model_config = SettingsConfigDict(env_prefix="VMHERD_", frozen=True, extra="ignore")
@@ -121,6 +142,27 @@ class Settings(BaseSettings):
     flower_password_file: Path | None = None
     flower_address: str = "127.0.0.1"
     flower_port: int = 5555
+    api_address: str = "127.0.0.1"
+    api_port: int = Field(8080, ge=0, le=65_535)
+    api_tls: bool = True
+    api_history: int = Field(10_000, ge=100, le=1_000_000)
+    api_body_mib: float = Field(1, gt=0, le=64)
+    api_request_timeout: Seconds = 60
+    api_watches_per_client: int = Field(100, ge=1)
+    api_requests_per_client: int = Field(100, ge=1)
+    api_watch_queue: int = Field(1_000, ge=10)
+    server: str = ""
+    token: SecretStr = SecretStr("")
+    token_file: Path | None = None
+    ca_file: Path | None = None
+    kubeconfig: Path | None = None
+    audit_log: str = ""
+    audit_reads: bool = False
+    tls_dir: Path = Path("/var/lib/vmherd/tls")
+    tls_names: str = ""
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    tls_ca_file: Path | None = None
 
     @model_validator(mode="after")
     def _check_intervals(self) -> Self:
@@ -130,6 +172,8 @@ class Settings(BaseSettings):
             raise ValueError("VMHERD_GRANT_TTL must be at least 3 seconds: progress renews a grant once a second")
         if 0 < self.dirty_rate_sample < _LEAST_SAMPLE_S:
             raise ValueError("VMHERD_DIRTY_RATE_SAMPLE must be 0 (never) or 0.5 to 10 seconds")
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("VMHERD_TLS_CERT_FILE and VMHERD_TLS_KEY_FILE go together")
         return self
 
     @property

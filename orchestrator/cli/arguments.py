@@ -83,18 +83,18 @@ def parse_targets(kind: str, names: list[str] | None, *, needs_name: bool = Fals
     return found, list(dict.fromkeys(chosen))
 
 
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
 def parse_duration(text: str) -> float:
-    """Read `90`, `90s`, `10m` or `1h30m` as seconds, > 0.
+    """Read `90`, `90s`, `10m`, `1h30m` or `30d` as seconds, > 0.
 
     Raises:
         typer.BadParameter: It is something else.
     """
     match = _DURATION.fullmatch(text)
-    hours, minutes, seconds = match.groups() if match else (None, None, None)
-    total = int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(seconds or 0)
+    days, hours, minutes, seconds = match.groups() if match else (None, None, None, None)
+    total = int(days or 0) * 86_400 + int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(seconds or 0)
     if total <= 0:
         raise typer.BadParameter(f"{text!r} is not a duration such as 90s, 10m or 1h30m")
     return total

@@ -23,10 +23,12 @@ from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_context
 from orchestrator.cli.arguments import parse_duration
 from orchestrator.cli.drain import who
-from orchestrator.cli.follow import follow
 from orchestrator.cli.tables import clean
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.cli.waiting import INTERRUPTED
+from orchestrator.client import Scope
+from orchestrator.client.following import follow
+from orchestrator.client.local import LocalClient
 from orchestrator.errors import StoreUnavailable
 from orchestrator.resources import Maintenance
 from orchestrator.resources.maintenance import LONGEST_OUTPUT, MaintenancePhase, MaintenanceSpec, NodeStage
@@ -184,7 +186,7 @@ class _Executor:
     def run(self) -> None:
         """Follow it until it is over, or paused with nothing left to run here."""
         with _interrupts(self._interrupted):
-            for found in follow(self.ctx.store, (Maintenance,), tell, is_patient=True):
+            for found in follow(LocalClient(self.ctx), Scope((Maintenance,)), tell, is_patient=True):
                 self._take(found)
                 try:
                     self._tend()

@@ -5,11 +5,11 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli import terminal
-from orchestrator.cli.acting import open_context
+from orchestrator.cli.acting import open_client
 from orchestrator.cli.arguments import Namespace, Timeout, Wait, parse_labels
 from orchestrator.cli.terminal import Failures
 from orchestrator.cli.waiting import failure, wait_or_leave
-from orchestrator.errors import Conflict, Invalid, NotFound, Refused, StoreUnavailable
+from orchestrator.errors import Conflict, Invalid, NotFound, OutcomeUnknown, Refused, StoreUnavailable
 from orchestrator.resources import DEFAULT_NAMESPACE, OperationType, VirtualMachineOperation
 from orchestrator.resources.vmop import MigrateTo
 from orchestrator.services import operations
@@ -143,22 +143,22 @@ def _make(
     timeout: float | None,
 ) -> None:
     failures = Failures()
-    with open_context() as ctx:
+    with open_client() as client:
         begun: list[VirtualMachineOperation] = []
         for vm in dict.fromkeys(vms):
             try:
                 wanted = operations.new_operation(vm, kind, namespace, to, force=force)
-                begun.append(operations.create_operation(ctx, wanted))
+                begun.append(client.create(wanted))
             except (Conflict, Invalid, NotFound, Refused) as error:
                 failures.add(f"{vm}: {error}" if len(vms) > 1 else str(error))
                 continue
-            except StoreUnavailable as error:
+            except (OutcomeUnknown, StoreUnavailable) as error:
                 names = ", ".join(operation.name for operation in begun)
-                raise StoreUnavailable(f"{error}; begun before that: {names or 'nothing'}") from error
+                raise type(error)(f"{error}; begun before that: {names or 'nothing'}") from error
             if not wait:
                 terminal.write(begun[-1].name)
         if wait and begun:
-            for watched in wait_or_leave(ctx.store, begun, timeout=timeout):
+            for watched in wait_or_leave(client, begun, timeout=timeout):
                 reason = failure(watched)
                 if reason is not None:
                     failures.add(reason)

@@ -1,9 +1,5 @@
 """`vmherd cordon`, `uncordon`, and `vmherd node`: how hosts join and leave the herd."""
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, cast
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -11,7 +7,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import typer
 
 from orchestrator.cli import terminal
-from orchestrator.cli.acting import open_context
+from orchestrator.cli.acting import open_client, open_context
+from orchestrator.cli.files import private_file
 from orchestrator.cli.session import open_store
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.errors import Conflict, Invalid, NotFound, Refused
@@ -19,7 +16,6 @@ from orchestrator.resources import Node, parse
 from orchestrator.resources.meta import check_name
 from orchestrator.resources.scheduling import Taint
 from orchestrator.services import drains
-from orchestrator.services.nodes import set_labels, set_taints, set_unschedulable
 from orchestrator.settings import settings
 from orchestrator.store import Store, access
 from orchestrator.store.connection import redis_errors
@@ -85,14 +81,15 @@ def uncordon(
 def _set_unschedulable(nodes: list[str], *, unschedulable: bool, bring_back: bool | None = None) -> None:
     done = "cordoned" if unschedulable else "uncordoned"
     failures = Failures()
-    with open_context() as ctx:
+    with open_client() as client:
         for name in dict.fromkeys(nodes):
             try:
-                if unschedulable:
-                    changed = set_unschedulable(ctx, name, unschedulable=True)
+                if bring_back is None:
+                    changed = client.set_unschedulable(name, unschedulable=unschedulable)
                 else:
-                    changed = drains.uncordon(ctx, name, bring_back=bring_back)
-            except (NotFound, Conflict) as error:
+                    with open_context() as ctx:
+                        changed = drains.uncordon(ctx, name, bring_back=bring_back)
+            except (NotFound, Conflict, Refused) as error:
                 failures.add(str(error))
                 continue
             terminal.write(f"node/{name} {done}" if changed else f"node/{name} already {done}")
@@ -122,7 +119,7 @@ def enroll(
         if output is None:
             terminal.write(_environment(name, node_url(ours, address, name, access.enroll(store.redis, name))))
         else:
-            with _private_file(output) as draft:  # made first: a password that can't be written would be lost
+            with private_file(output) as draft:  # made first: a password that can't be written would be lost
                 text = _environment(name, node_url(ours, address, name, access.enroll(store.redis, name)))
                 draft.write_text(text + "\n")
         if known:
@@ -161,8 +158,8 @@ def label(
         if not separator and not removes:
             raise typer.BadParameter(f"{text!r} is neither KEY=VALUE nor KEY-")
         changes[text[:-1] if removes else key] = None if removes else value
-    with open_context() as ctx:
-        changed = set_labels(ctx, name, changes)
+    with open_client() as client:
+        changed = client.set_labels(name, changes)
     terminal.write(f"node/{name} {'labelled' if changed else 'not changed'}")
 
 
@@ -185,8 +182,8 @@ def taint(
             removed.append((key, effect))
         else:
             wanted.append(parse(Taint, {"key": key, "value": value, "effect": effect}))
-    with open_context() as ctx:
-        changed = set_taints(ctx, name, wanted, removed)
+    with open_client() as client:
+        changed = client.set_taints(name, wanted, removed)
     terminal.write(f"node/{name} {'tainted' if changed else 'not changed'}")
 
 
@@ -238,22 +235,6 @@ def _check_address(address: str) -> str:
 
 def _is_loopback(host: str) -> bool:
     return host in {"localhost", "::1"} or host.startswith("127.")
-
-
-@contextmanager
-def _private_file(path: Path) -> Iterator[Path]:
-    """Give a file beside `path`, readable by its owner alone, that takes its place when all went well."""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-    except OSError as error:
-        raise Invalid(f"{path}: {error.strerror}") from error
-    os.close(handle)
-    draft = Path(name)
-    try:
-        yield draft
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _environment(name: str, url: str) -> str:

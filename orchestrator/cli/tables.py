@@ -57,6 +57,7 @@ class Column(Generic[R]):
         cell: What stands in it; empty is printed as `<none>`.
         is_wide: Only with `-o wide`.
         is_clock: Moves with time alone, which is not a change.
+        counts_vms: Made from `Around.vms_on`, and not from the resource alone.
         is_phase: In colour on a terminal, and where a watch shows that the resource was deleted.
         width: At least this wide in a watch, so that what comes fits under it.
     """
@@ -65,6 +66,7 @@ class Column(Generic[R]):
     cell: Callable[[R, Around], str]
     is_wide: bool = False
     is_clock: bool = False
+    counts_vms: bool = False
     is_phase: bool = False
     width: int = 0
 
@@ -162,7 +164,7 @@ _NODE: Table[Node] = Table(
         Column("CPU", lambda node, _: str(node.status.capacity.cpu)),
         Column("MEMORY", lambda node, _: memory(node.status.capacity.memory_mib)),
         Column("AGE", lambda node, a: age(node.metadata.creation_timestamp, a.now), is_clock=True),
-        Column("VMS", lambda node, a: str(a.vms_on.get(node.name, 0)), is_wide=True),
+        Column("VMS", lambda node, a: str(a.vms_on.get(node.name, 0)), is_wide=True, counts_vms=True),
         Column("MIGRATION-URI", lambda node, _: node.status.hypervisor.migration_uri, is_wide=True),
         Column("CPUMODEL", lambda node, _: node.status.hypervisor.cpu_model, is_wide=True),
         Column("HYPERVISOR", lambda node, _: node.status.hypervisor.version, is_wide=True),

@@ -1,5 +1,6 @@
 """Resources: immutable pydantic models in the Kubernetes shape and the platform's vocabulary."""
 
+from orchestrator.resources.access_token import AccessToken, Role
 from orchestrator.resources.domain_xml import RenderHost, render_domain
 from orchestrator.resources.drain import NodeDrain
 from orchestrator.resources.event import Event, event_about
@@ -17,6 +18,7 @@ from orchestrator.resources.meta import (
     split_key,
     with_condition,
 )
+from orchestrator.resources.namespace import Namespace
 from orchestrator.resources.node import Node, NodeInventory, SeenDomain
 from orchestrator.resources.vm import RunPolicy, VirtualMachine, VmPhase
 from orchestrator.resources.vmclass import VirtualMachineClass
@@ -46,7 +48,9 @@ KINDS: dict[str, type[Resource]] = {
         NodeInventory,
         NodeDrain,
         Maintenance,
+        Namespace,
         Event,
+        AccessToken,
     )
 }
 """Every kind that the store keeps, by name."""
@@ -54,6 +58,7 @@ KINDS: dict[str, type[Resource]] = {
 __all__ = [
     "DEFAULT_NAMESPACE",
     "KINDS",
+    "AccessToken",
     "Action",
     "Condition",
     "Event",
@@ -61,6 +66,7 @@ __all__ = [
     "GrantState",
     "Key",
     "Maintenance",
+    "Namespace",
     "Node",
     "NodeDrain",
     "NodeGrant",
@@ -75,6 +81,7 @@ __all__ = [
     "Reason",
     "RenderHost",
     "Resource",
+    "Role",
     "RunPolicy",
     "SeenDomain",
     "Settlement",

@@ -6,6 +6,7 @@ that it was made from.
 
 import re
 from datetime import UTC, datetime
+from functools import cache
 from typing import Annotated, Any, ClassVar, Final, Literal, NewType, Self, TypeVar
 from uuid import uuid4
 
@@ -132,8 +133,36 @@ class Resource(Model):
         return int(self.metadata.resource_version or 0)
 
     def manifest(self) -> dict[str, Any]:
-        """Give it as JSON-able data without empty fields."""
-        return prune(self.model_dump(mode="json", by_alias=True))
+        """Give it as JSON-able data without empty fields.
+
+        What people name themselves stays though it is empty: a label without a value is a label.
+        """
+        data: dict[str, Any] = _without_empty_fields(self, self.model_dump(mode="json", by_alias=True))
+        return data
+
+
+@cache
+def _fields(model: type[BaseModel]) -> tuple[tuple[str, str], ...]:
+    """Give a model's fields, each with the name that it is written by."""
+    return tuple((name, field.serialization_alias or field.alias or name) for name, field in model.model_fields.items())
+
+
+def _without_empty_fields(value: Any, dumped: Any) -> Any:
+    """Drop from a dump what is empty and a model's field; maps keep what is in them."""
+    if isinstance(value, BaseModel) and isinstance(dumped, dict):
+        result: dict[str, Any] = {}
+        for name, alias in _fields(type(value)):
+            kept = dumped.get(alias)
+            if isinstance(kept, dict | list):
+                kept = _without_empty_fields(getattr(value, name), kept)
+            if kept is not None and kept not in ("", {}, []):
+                result[alias] = kept
+        return result
+    if isinstance(value, dict) and isinstance(dumped, dict):
+        return {str(key): _without_empty_fields(item, dumped[str(key)]) for key, item in value.items()}
+    if isinstance(value, tuple | list) and isinstance(dumped, list):
+        return [_without_empty_fields(item, shown) for item, shown in zip(value, dumped, strict=True)]
+    return dumped
 
 
 def prune(value: dict[str, Any]) -> dict[str, Any]:

@@ -160,6 +160,8 @@ def send_orders(ctx: Context, operation: VirtualMachineOperation) -> None:
 
 def wake_grant(ctx: Context) -> None:
     """Have the grant task look at what is pending. Wake-ups that come while one is on its way are one."""
+    if ctx.store.is_dry:
+        return  # the mark of a wake-up that is never sent would hold back the next one
     try:
         with redis_errors(ctx.store.redis):
             is_first = ctx.store.redis.set(keys.wanted("grant"), "1", nx=True, px=keys.WANTED_TTL_MS)

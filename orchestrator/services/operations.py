@@ -124,7 +124,7 @@ def create_operation(ctx: Context, wanted: VirtualMachineOperation) -> VirtualMa
         Refused: The VM's phase or policy does not allow it, or another operation of the VM is not finished.
         Invalid: A field is wrong.
     """
-    _check_priority(wanted)
+    check_priority(wanted)
 
     def decide() -> VirtualMachineOperation:
         batch = ctx.store.batch()
@@ -156,7 +156,7 @@ def put_operation(
     vm = ctx.store.find(VirtualMachine, make_key(wanted.spec.virtual_machine_name, meta.namespace))
     if vm is None:
         raise NotFound(f"VirtualMachine {wanted.spec.virtual_machine_name!r} not found in namespace {meta.namespace!r}")
-    active = _active_operation(ctx, vm.key)
+    active = active_operation(ctx, vm.key)
     if active is not None and not _gives_way(active, wanted.spec):
         raise _blocked(active)
     _check_applicable(ctx, wanted.spec, vm, active)
@@ -186,7 +186,8 @@ def put_superseded(
     return new
 
 
-def _active_operation(ctx: Context, vm: str) -> VirtualMachineOperation | None:
+def active_operation(ctx: Context, vm: str) -> VirtualMachineOperation | None:
+    """Read the operation of a VM that is not finished, if there is one."""
     with redis_errors(ctx.store.redis):
         key = cast("str | None", ctx.store.redis.hget(keys.ACTIVE_OPERATIONS, vm))
     return ctx.store.find(VirtualMachineOperation, key) if key else None
@@ -218,7 +219,12 @@ def new_operation(
     )
 
 
-def _check_priority(wanted: VirtualMachineOperation) -> None:
+def check_priority(wanted: VirtualMachineOperation) -> None:
+    """Refuse a priority that is none.
+
+    Raises:
+        Invalid: Names those that there are.
+    """
     given = wanted.metadata.annotations.get(PRIORITY_ANNOTATION)
     if given is not None and given not in PRIORITIES:
         path, why = f"metadata.annotations.{PRIORITY_ANNOTATION}", f"must be one of {', '.join(PRIORITIES)}"
@@ -353,7 +359,7 @@ def delete_vm(ctx: Context, key: str) -> VirtualMachine:
         if vm.status.adoption is not None:
             raise Refused(handed_over(vm))
         at = ctx.now()
-        active = _active_operation(ctx, key)
+        active = active_operation(ctx, key)
         deleted = vm.with_(metadata=vm.metadata.with_(deletion_timestamp=at))
         if vm.status.phase.occupies_node:
             deleted = deleted.with_status(phase=VmPhase.TERMINATING)
@@ -383,9 +389,18 @@ def replace_spec(ctx: Context, data: Any) -> Resource:
     stored = ctx.store.get(
         VirtualMachineOperation, make_key(wanted.name, wanted.metadata.namespace or DEFAULT_NAMESPACE)
     )
+    check_same_spec(wanted, stored)
+    return stored
+
+
+def check_same_spec(wanted: VirtualMachineOperation, stored: VirtualMachineOperation) -> None:
+    """Refuse to change an operation.
+
+    Raises:
+        Invalid: `.spec is immutable`.
+    """
     if wanted.spec != stored.spec:
         raise Invalid(
             f"VirtualMachineOperation {wanted.name!r}: .spec is immutable: delete it and create another",
             (("spec", ".spec is immutable"),),
         )
-    return stored

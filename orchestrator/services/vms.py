@@ -58,7 +58,7 @@ def apply_resource(ctx: Context, wanted: Manifest) -> tuple[Manifest, Applied]:
     if isinstance(wanted, VirtualMachine):
         new = update_vm(ctx, wanted, keeps_metadata=True)
     elif isinstance(wanted, VirtualMachineClass):
-        new = update_class(ctx, wanted)
+        new = update_class(ctx, wanted, keeps_metadata=True)
     else:
         operations.replace_spec(ctx, wanted.manifest())
     is_same = new.metadata.resource_version == found.metadata.resource_version

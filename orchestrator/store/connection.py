@@ -8,7 +8,9 @@ from typing import cast
 from urllib.parse import urlsplit
 
 import redis
-from redis.backoff import ExponentialBackoff
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.commands.core import Script
 from redis.retry import Retry
 
@@ -43,6 +45,23 @@ def connect(url: str, *, timeout_s: float = SOCKET_TIMEOUT_S, retries: int = 2) 
             f"VMHERD_REDIS_URL: {error} (expected redis://[user:password@]host:port/db or unix:///path?db=0)"
         ) from error
     return client
+
+
+_SHARED = ("host", "port", "db", "username", "password", "path", "decode_responses", "socket_timeout")
+"""Options that threads' and asyncio's connections have in common, besides those of TLS."""
+
+
+def connect_async(client: "redis.Redis") -> "redis.asyncio.Redis":
+    """Open a pool of asyncio's own connections to where a client's go; nothing is sent yet, and nothing sent twice."""
+    given = client.connection_pool.connection_kwargs
+    options = {name: value for name, value in given.items() if name in _SHARED or name.startswith("ssl_")}
+    kind: type[redis.asyncio.Connection | redis.asyncio.UnixDomainSocketConnection] = redis.asyncio.Connection
+    if "path" in options:
+        kind = redis.asyncio.UnixDomainSocketConnection
+    elif client.connection_pool.connection_class is redis.SSLConnection:
+        kind = redis.asyncio.SSLConnection
+    pool = redis.asyncio.ConnectionPool(connection_class=kind, **options, retry=AsyncRetry(NoBackoff(), 0))
+    return redis.asyncio.Redis(connection_pool=pool)
 
 
 def _check_database(url: str) -> None:

@@ -51,7 +51,17 @@ def test_wrong_names(kind: str, names: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1h30m", 5400), ("1h5s", 3605), ("0.5s", 0.5)]
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("10m", 600),
+        ("1h30m", 5400),
+        ("1h5s", 3605),
+        ("0.5s", 0.5),
+        ("30d", 2_592_000),
+        ("1d12h", 129_600),
+    ],
 )
 def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
@@ -195,8 +205,13 @@ def test_wrong_usage(line: str) -> None:
 
 
 def test_every_command_has_help_with_an_example() -> None:
-    texts = {name: CliRunner().invoke(app, [name, "--help"]).output for name in COMMANDS if name not in {"node", "run"}}
+    texts = {
+        name: CliRunner().invoke(app, [name, "--help"]).output
+        for name in COMMANDS
+        if name not in {"node", "run", "token"}
+    }
     texts |= {name: CliRunner().invoke(app, ["node", name, "--help"]).output for name in ("enroll", "expel")}
+    texts |= {name: CliRunner().invoke(app, ["token", name, "--help"]).output for name in ("create", "revoke", "list")}
     assert [name for name, text in texts.items() if "$ vmherd" not in text] == []
 
 

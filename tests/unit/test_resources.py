@@ -291,3 +291,17 @@ class TestDocuments:
         assert '<currentMemory unit="KiB">196608</currentMemory>' in xml
         assert "<vcpu>3</vcpu>" in xml
         assert "<devices />" in xml
+
+
+def test_a_manifest_leaves_out_empty_fields_and_keeps_what_people_named() -> None:
+    node = a_node("n1")
+    node = node.with_(metadata=node.metadata.with_(labels={"node-role/db": ""}, annotations={}))
+    shown = node.manifest()
+    assert shown["metadata"]["labels"] == {"node-role/db": ""}, "a label without a value is a label"
+    assert "annotations" not in shown["metadata"]
+    assert "generateName" not in shown["metadata"]
+    assert shown["spec"] == {"unschedulable": False}
+    vm = a_vm("a")
+    vm = vm.with_(spec=vm.spec.with_(node_selector={"gpu": ""}))
+    assert vm.manifest()["spec"]["nodeSelector"] == {"gpu": ""}
+    assert VirtualMachine.model_validate(vm.manifest()) == vm
