@@ -11,11 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 from orchestrator.errors import VmherdError
-from orchestrator.resources import OperationType, RunPolicy, VirtualMachine, make_key
+from orchestrator.resources import OperationType, RunPolicy, VirtualMachine, make_key, parse
+from orchestrator.resources.scheduling import Affinity
 from orchestrator.resources.vmop import MigrateTo
-from orchestrator.services import operations, vms
+from orchestrator.services import operations, rebalancing, vms
 from orchestrator.services.nodes import set_unschedulable
 from orchestrator.services.vms import update_vm
+from tests.builders import keep_apart
 from tests.scenarios.engine.mail import Fate
 from tests.scenarios.engine.processes import Trap
 from tests.scenarios.engine.run import Run
@@ -135,6 +137,22 @@ def _cordon(run: Run, words: list[str]) -> None:
 @verb("uncordon")
 def _uncordon(run: Run, words: list[str]) -> None:
     set_unschedulable(run.ctx, words[0], unschedulable=False)
+
+
+@verb("rebalance")
+def _rebalance(run: Run, words: list[str]) -> None:
+    """`on`, `off`, or `FIELD NUMBER` of the policy."""
+    changes = {"enabled": words[0] == "on"} if words[0] in {"on", "off"} else {words[0]: int(words[1])}
+    rebalancing.change_policy(run.ctx, changes)
+
+
+@verb("keep apart")
+def _keep_apart(run: Run, words: list[str]) -> None:
+    """`APP VM...`: these VMs must not be on a node with one whose label `app` is so."""
+    for name in words[1:]:
+        vm = run.store.get(VirtualMachine, make_key(name, "default"))
+        affinity = parse(Affinity, keep_apart(app=words[0])["affinity"])
+        update_vm(run.ctx, vm.with_(spec=vm.spec.with_(affinity=affinity)))
 
 
 # --- processes, messages, Redis ---------------------------------------------------------------------------------------
