@@ -9,7 +9,9 @@ from typing import cast
 
 import pytest
 
+from orchestrator.errors import Conflict
 from orchestrator.lease import Lease, read_lease, read_membership
+from orchestrator.resources import Node
 from orchestrator.store import keys
 from tests.lab.herd import LabHerd
 from tests.lab.lab import Lab, require_lab
@@ -151,14 +153,27 @@ def test_a_planned_stop_is_not_a_reset(herd: LabHerd) -> None:
     only_reset(herd, before)
 
 
-def test_a_host_in_maintenance_is_disarmed_until_that_is_over(herd: LabHerd) -> None:
-    redis = herd.cluster.store.redis
-    redis.set(keys.disarm("h1"), "maintenance")
+def annotate(herd: LabHerd, name: str, annotations: dict[str, str]) -> None:
+    store = herd.cluster.store
+
+    def change() -> bool:
+        old = store.get(Node, name)
+        try:
+            store.must_commit(store.batch().put(old, old.with_(metadata=old.metadata.with_(annotations=annotations))))
+        except Conflict:
+            return False
+        return True
+
+    wait_until(change, 10, "it is annotated")
+
+
+def test_a_host_is_disarmed_while_the_platform_disrupts_it(herd: LabHerd) -> None:
+    annotate(herd, "h1", {"update.node.deckhouse.io/disruption-approved": ""})
     try:
-        wait_until(lambda: not herd.watchdogs["h1"].is_counting, 20, "it is disarmed")
+        wait_until(lambda: not herd.watchdogs["h1"].is_counting, 30, "it is disarmed")
         assert not lease(herd, "h1").armed
     finally:
-        redis.delete(keys.disarm("h1"))
+        annotate(herd, "h1", {})
     wait_until(lambda: lease(herd, "h1").armed, 20, "it is armed again")
     assert herd.watchdogs["h1"].is_counting
 
