@@ -82,9 +82,6 @@ REPORTS: Final = Counter("vmherd_reports", "Nodes' reports: taken, unreadable", 
 REPORTS_LOST: Final = Counter(
     "vmherd_reports_lost", "Gaps in nodes' reports, which only a full listing makes up for", registry=REGISTRY
 )
-LEASE_RENEWALS: Final = Counter(
-    "vmherd_lease_renewals", "Renewals of this node's lease: done, failed", ["outcome"], registry=REGISTRY
-)
 
 REQUESTS: Final = Counter(
     "vmherd_api_requests", "Requests that the API answered", ["verb", "resource", "code"], registry=REGISTRY

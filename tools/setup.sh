@@ -90,6 +90,7 @@ missing_packages() { # prints Debian's names of what is missing, one a line
     need pkg-config has pkg-config
     need libvirt-dev pkg-config --exists libvirt
     need redis-server has redis-server
+    need systemd has systemd-analyze # its check of the units; nothing of it runs
     if [ "$level" = lab ]; then
         need libvirt-daemon-system is_libvirt_complete
         need libvirt-clients has virsh
@@ -100,6 +101,7 @@ missing_packages() { # prints Debian's names of what is missing, one a line
         need cpio has cpio
         need xz-utils has xz # Debian's and Ubuntu's kernel modules are compressed with one or the other
         need zstd has zstd
+        need e2fsprogs has mkfs.ext4 # the guest with a watchdog
         need prometheus has promtool
         need docker.io has dockerd # an engine of the tests' own: tests/lab/docker_engine.py
         need docker-compose has docker-compose

@@ -49,6 +49,7 @@ _LONG_LIST: Final = 100
 _VERBS: Final = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _COUNTED: Final = frozenset({*_VERBS.values(), "list", "watch", "deletecollection"})
 """Verbs as metrics have them; others are what somebody made up."""
+_LONGEST_NAME: Final = 253
 _RIGHTS: Final = {"deletecollection": "delete"}
 """The verb that rights are given on, where it is another."""
 
@@ -216,6 +217,7 @@ class Server:
             body = parse_json(await read_body(request, self._most_bytes))
         else:
             body = await read_document(request, self._most_bytes)
+        asked.name = asked.name or _named(body)
         right = asked.verb
 
         def permit(old: Resource | None, new: Resource) -> None:
@@ -316,6 +318,13 @@ class Server:
             source=request.client.host if request.client is not None else "",
             dry_run=asked.dry,
         )
+
+
+def _named(body: Any) -> str:
+    """Give the name that a body says, for messages."""
+    meta = body.get("metadata") if isinstance(body, dict) else None
+    name = meta.get("name") if isinstance(meta, dict) else None
+    return name[:_LONGEST_NAME] if isinstance(name, str) else ""
 
 
 def _message(error: Exception) -> str:

@@ -1,8 +1,8 @@
 """Reconcile: what messages and wake-ups were to bring about, and did not.
 
 It sends again what was granted and never reported, presses questions that were not answered, settles suspect grants,
-stores results, starts VMs that are to run, goes on with drains, removes operations whose deletion waited, and wakes
-`grant` for what is pending. Each of these may be done at any time and any number of times.
+stores results, starts VMs that are to run, goes on with drains and maintenances, removes operations whose deletion
+waited, and wakes `grant` for what is pending. Each of these may be done at any time and any number of times.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,11 @@ from orchestrator.logs import logger
 from orchestrator.planner.policy import next_step
 from orchestrator.queues import lifecycle_queue
 from orchestrator.resources import GrantState, VirtualMachine, VirtualMachineOperation
-from orchestrator.services import adoption_orders, drains, policies, preflight, settling
+from orchestrator.services import adoption_orders, drains, maintenances, policies, preflight, settling
 from orchestrator.services.classes import keep_classes
 from orchestrator.services.context import Context, deciding, grant_queue, send_grant, send_orders, wake_grant
 from orchestrator.services.herd import Herd
+from orchestrator.services.membership import keep_membership
 from orchestrator.services.recovery import recover
 from orchestrator.services.reports import remove_deleted
 from orchestrator.services.results import publish_result
@@ -43,12 +44,18 @@ def reconcile(ctx: Context, herd: Herd) -> None:
     operations = herd.follower.all(VirtualMachineOperation)
     _keep_policies(ctx, herd)
     drains.keep_drains(ctx, herd)
+    maintenances.keep_maintenances(ctx, herd)
     keep_classes(ctx, herd)
+    _try(partial(_keep_membership, ctx, herd), "membership")
     for operation in operations:
         if operation.metadata.deletion_timestamp is not None and operation.status.grant is None:
             remove_deleted(ctx, operation.key)
     if any(operation.status.grant is None for operation in active):
         wake_grant(ctx)
+
+
+def _keep_membership(ctx: Context, herd: Herd) -> None:
+    keep_membership(ctx, herd)
 
 
 def _try(decide: Callable[[], None], key: str) -> None:
