@@ -217,10 +217,13 @@ def _answer(ctx: Context, batch: Batch, node: str, report: Report, at: datetime)
 
 
 def _after_end(ctx: Context, operation: VirtualMachineOperation) -> list[After]:
-    """What is to be done when a grant has ended."""
+    """What is to be done when a grant has ended.
+
+    An operation that is deleted after this commit has no grant any more, and is removed by whoever deletes it.
+    """
     return [
         lambda: publish_result(ctx, operation),
-        lambda: remove_deleted(ctx, operation.key),
+        lambda: remove_deleted(ctx, operation.key) if operation.metadata.deletion_timestamp is not None else None,
         lambda: policies.keep(ctx, operation.vm_key),
         lambda: wake_grant(ctx),
     ]
