@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from orchestrator.errors import Conflict, StoreUnavailable
 from orchestrator.logs import logger
+from orchestrator.metrics import REPORTS, REPORTS_LOST
 from orchestrator.resources import Node
 from orchestrator.services.context import Context
 from orchestrator.services.reports import take_report
@@ -75,10 +76,12 @@ class Intake:
                 if cursor and number != int(cursor.partition("-")[0]) + 1:
                     # The stream is bounded: older reports were dropped. The node's next listing makes up for them.
                     log.warning("reports were lost", node=node, after=cursor, before=entry_id)
+                    REPORTS_LOST.inc()
                 if not self._take(node, number, fields, cursor, at):
                     break  # another intake is at this stream
                 cursor = entry_id
                 taken += 1
+                REPORTS.labels("taken").inc()
         return taken
 
     def _take(self, node: str, number: int, fields: dict[str, str], cursor: str, at: datetime) -> bool:
@@ -90,6 +93,7 @@ class Intake:
         except Exception as error:  # noqa: BLE001 - one node's report must not end the intake of all
             # A node can write anything into its own stream. What can't be read is dropped, and said.
             log.error("unreadable report dropped", node=node, number=number, error=repr(error))
+            REPORTS.labels("unreadable").inc()
             return take_report(self.ctx, node, Report(number, "Unreadable", {}), cursor, at)
 
     def _find_nodes(self) -> None:

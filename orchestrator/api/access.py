@@ -50,11 +50,14 @@ class Access:
         tokens: The server's copy of the herd, which must follow `AccessToken`.
         now: The time of day, to which tokens expire.
         audit: Where entries go.
+
+    Attributes:
+        now: As given.
     """
 
     def __init__(self, tokens: Tokens, now: Callable[[], datetime], audit: Audit) -> None:
         self._tokens = tokens
-        self._now = now
+        self.now = now
         self._audit = audit
 
     def authenticate(self, authorization_header: str | None) -> Identity:
@@ -77,7 +80,7 @@ class Access:
             compare_with_nothing(text)
         if token is None or not token.is_text(text):
             raise Unauthorized("the token is not valid: wrong, or revoked")
-        if token.has_expired(self._now()):
+        if token.has_expired(self.now()):
             raise Unauthorized(f"token {token.name!r} has expired")
         return identity_of(token)
 
@@ -117,7 +120,7 @@ class Access:
     def is_valid(self, identity: Identity) -> bool:
         """Whether an identity still stands: its token is neither revoked nor out of date."""
         token = self._tokens.get(AccessToken, identity.name)
-        return token is not None and token.metadata.uid == identity.uid and not token.has_expired(self._now())
+        return token is not None and token.metadata.uid == identity.uid and not token.has_expired(self.now())
 
     def audit(  # noqa: PLR0913 - a request is told whole, in one call
         self,
@@ -147,7 +150,7 @@ class Access:
         """
         self._audit.take(
             Entry(
-                at=self._now(),
+                at=self.now(),
                 user=identity.name if identity is not None else "",
                 role=identity.role.value if identity is not None else "",
                 verb=verb,

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from orchestrator.api.entries import READ, ApiResource
 from orchestrator.api.namespaces import NAMESPACE_TABLE
+from orchestrator.api.pods import PODS
 from orchestrator.cli.tables import TABLES
 from orchestrator.resources import (
     Event,
@@ -98,4 +99,4 @@ NAMESPACES = ApiResource(
     is_derived=True,
 )
 
-RESOURCES: Final[tuple[ApiResource, ...]] = (VIRTUAL_MACHINES, OPERATIONS, CLASSES, NODES, NAMESPACES, EVENTS)
+RESOURCES: Final[tuple[ApiResource, ...]] = (VIRTUAL_MACHINES, OPERATIONS, CLASSES, NODES, NAMESPACES, PODS, EVENTS)

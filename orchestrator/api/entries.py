@@ -84,13 +84,14 @@ class Entry:
         resource: What it is.
     """
 
-    __slots__ = ("_cells", "_json", "_metadata", "api", "resource")
+    __slots__ = ("_cells", "_json", "_metadata", "_stored", "api", "resource")
 
     def __init__(self, api: ApiResource, resource: Resource) -> None:
         self.api = api
         self.resource = resource
         self._json: bytes | None = None
         self._metadata: bytes | None = None
+        self._stored: bytes | None = None
         self._cells: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
@@ -111,6 +112,13 @@ class Entry:
         if self._json is None:
             self._json = to_json(self.wire())
         return self._json
+
+    def stored(self) -> bytes:
+        """Give it encoded as it is stored, with its versions: what vmherd's own clients read back without a loss."""
+        if self._stored is None:
+            document = self.resource.model_dump(mode="json", by_alias=True, exclude_none=True)
+            self._stored = to_json({**document, "createdVersion": self.resource.created_version})
+        return self._stored
 
     def partial(self) -> bytes:
         """Give its metadata, encoded as a PartialObjectMetadata."""

@@ -1,6 +1,11 @@
-"""In which form an answer goes: whole resources, their metadata alone, or a table, as the header `Accept` asks for."""
+"""In which form an answer goes: whole resources, their metadata alone, or a table, as the header `Accept` asks for.
 
-from collections.abc import Iterable, Mapping, Sequence
+Besides Kubernetes' forms there is one of our own, `application/json;as=Stored;g=vmherd.dev;v=v1`: whole resources with
+what people are not shown (empty fields, the version of their creation, a node's own units), so that our clients read
+back what the store has. It tells nothing that the other forms keep secret.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -9,10 +14,15 @@ from orchestrator.api.entries import ApiResource, Entry
 from orchestrator.api.errors import BadRequest, NotAcceptable, to_json
 from orchestrator.api.tables import TableForm, read_include
 from orchestrator.cli.tables import Around
-from orchestrator.resources.meta import shown
+from orchestrator.resources.names import shown
 
 _JSON: Final = frozenset({"application/json", "application/*", "*/*"})
 _LONGEST: Final = 4096
+_PARTIAL: Final = "PartialObjectMetadata"
+_STORED: Final = "Stored"
+_KNOWN: Final = frozenset(
+    {("Table", "meta.k8s.io", "v1"), (_PARTIAL, "meta.k8s.io", "v1"), (_STORED, "vmherd.dev", "v1")}
+)
 _NEVER: Final = datetime.fromtimestamp(0, UTC)
 
 
@@ -21,7 +31,7 @@ class Form:
     """Writes resources, lists and what watches are sent.
 
     Attributes:
-        kind: `Table`, `PartialObjectMetadata`, or empty for whole resources.
+        kind: `Table`, `PartialObjectMetadata`, `Stored`, or empty for whole resources as clients see them.
         table: With kind `Table`.
     """
 
@@ -43,18 +53,16 @@ class Form:
         """Write one resource."""
         if self.is_table:
             return self.table.table([entry], _list_metadata(entry.resource.version), around, headed=True)
-        return entry.partial() if self.kind else entry.json()
+        return self._whole(entry)
 
     def many(self, entries: Sequence[Entry], metadata: Mapping[str, Any], around: Around) -> bytes:
         """Write a list."""
         if self.is_table:
             return self.table.table(entries, metadata, around, headed=True)
-        if self.kind:
+        head = {"kind": f"{self.api.kind.kind_name}List", "apiVersion": self.api.kind.group_version}
+        if self.kind == _PARTIAL:
             head = {"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1"}
-            items: Iterable[bytes] = (entry.partial() for entry in entries)
-        else:
-            head = {"kind": f"{self.api.kind.kind_name}List", "apiVersion": self.api.kind.group_version}
-            items = (entry.json() for entry in entries)
+        items = (self._whole(entry) for entry in entries)
         return b"".join((to_json({**head, "metadata": metadata})[:-1], b',"items":[', b",".join(items), b"]}"))
 
     def event(self, kind: str, entry: Entry, around: Around, *, headed: bool, version: int) -> bytes:
@@ -70,7 +78,7 @@ class Form:
         if self.is_table:
             body = self.table.table([entry], _list_metadata(version), around, headed=headed)
         else:
-            body = entry.partial() if self.kind else entry.json()
+            body = self._whole(entry)
         return b'{"type":"%s","object":%s}\n' % (kind.encode(), body)
 
     def bookmark(self, version: int, *, ends_beginning: bool = False) -> bytes:
@@ -87,9 +95,14 @@ class Form:
             body = self.table.table([], metadata, Around(_NEVER), headed=False)
             return b'{"type":"BOOKMARK","object":%s}\n' % body
         head = {"kind": self.api.kind.kind_name, "apiVersion": self.api.kind.group_version}
-        if self.kind:
+        if self.kind == _PARTIAL:
             head = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1"}
         return to_json({"type": "BOOKMARK", "object": {**head, "metadata": metadata}}) + b"\n"
+
+    def _whole(self, entry: Entry) -> bytes:
+        if self.kind == _PARTIAL:
+            return entry.partial()
+        return entry.stored() if self.kind == _STORED else entry.json()
 
 
 def _list_metadata(version: int) -> dict[str, Any]:
@@ -119,6 +132,6 @@ def choose(api: ApiResource, accept: str, include: str) -> Form:
         kind = given.get("as", "").removesuffix("List")
         if not kind:
             return Form(api, "", table)
-        if kind in {"Table", "PartialObjectMetadata"} and given.get("g") == "meta.k8s.io" and given.get("v") == "v1":
+        if (kind, given.get("g"), given.get("v")) in _KNOWN:
             return Form(api, kind, table)
     raise NotAcceptable(f"only application/json is answered (asked for: {shown(accept)})")

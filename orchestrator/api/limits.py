@@ -8,9 +8,10 @@ from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
 
+from orchestrator.api import protobuf
 from orchestrator.api.errors import BadRequest, TooLarge, TooManyRequests, UnsupportedMediaType
 from orchestrator.resources.manifest import check_size
-from orchestrator.resources.meta import shown
+from orchestrator.resources.names import shown
 
 _JSON = frozenset({"", "application/json"})
 
@@ -86,15 +87,22 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def check_json(request: Request) -> None:
-    """Take JSON bodies only.
+async def read_document(request: Request, most: int) -> Any:
+    """Read a body of JSON, or of what Kubernetes' own clients send in its place; empty gives None.
 
     Raises:
         UnsupportedMediaType: It is declared as something else.
+        TooLarge, BadRequest, Invalid: As `read_body` and `parse_json`.
     """
     kind = media_type(request)
-    if kind not in _JSON:
+    if kind not in _JSON and kind != protobuf.MEDIA_TYPE:
         raise UnsupportedMediaType(f"the body of the request is {shown(kind)}; application/json is taken")
+    body = await read_body(request, most)
+    if kind == protobuf.MEDIA_TYPE:
+        document = protobuf.read(body)
+        check_size(document)
+        return document
+    return parse_json(body)
 
 
 def parse_json(body: bytes) -> Any:

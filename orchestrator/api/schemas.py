@@ -108,8 +108,8 @@ class _Translator:
             if "enum" in definition:
                 text = description or split_docstring(definition.get("description", ""))[0]
                 return {"type": definition["type"], "enum": definition["enum"], **_described(text)}
-            text = description or split_docstring(definition.get("description", ""))[0]
-            return {"allOf": [{"$ref": REF + self._name(reference)}], **_described(text)}
+            # What the type says of itself is shown beside it.
+            return {"allOf": [{"$ref": REF + self._name(reference)}], **_described(description)}
         return self._plain(written, description)
 
     def _plain(self, written: Mapping[str, Any], description: str) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class _Translator:
         return {**result, **_described(description)}
 
     def _name(self, name: str) -> str:
-        return (META if name == "ObjectMeta" else self._start) + name
+        return (META if name == "ObjectMeta" else self._start) + name.removeprefix("Shown")
 
 
 def _described(text: str) -> dict[str, str]:

@@ -1,9 +1,11 @@
 """One request: who asks, what for, whether they may, what comes of it, and what is kept of that."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -22,8 +24,9 @@ from orchestrator.api.errors import (
     success,
     to_json,
 )
+from orchestrator.api.evicting import find_pod, left, read_eviction
 from orchestrator.api.forms import Form, choose
-from orchestrator.api.limits import Shares, check_json, media_type, parse_json, read_body
+from orchestrator.api.limits import Shares, media_type, parse_json, read_body, read_document
 from orchestrator.api.mirror import Mirror
 from orchestrator.api.openapi import OpenApi, is_kubernetes_own
 from orchestrator.api.patching import read_patch
@@ -31,8 +34,10 @@ from orchestrator.api.reading import around, get, page, writer
 from orchestrator.api.targets import Parameters, Paths, Target, is_dry_by
 from orchestrator.api.watching import Bounds, Watch, open_watch
 from orchestrator.api.writing import Deletion, Writer
+from orchestrator.cli.tables import Around
 from orchestrator.errors import Invalid, NotFound, Unauthorized, VmherdError
 from orchestrator.logs import logger
+from orchestrator.metrics import REQUEST_SECONDS, REQUESTS, WATCHES
 from orchestrator.resources import AccessToken, Resource
 from orchestrator.settings import Settings
 
@@ -42,6 +47,9 @@ log = logger(__name__)
 _LONG_LIST: Final = 100
 """Lists from here on are written in a thread, so that others are answered meanwhile."""
 _VERBS: Final = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+_COUNTED: Final = frozenset({*_VERBS.values(), "list", "watch", "deletecollection"})
+"""Verbs as metrics have them; others are what somebody made up."""
+_LONGEST_NAME: Final = 253
 _RIGHTS: Final = {"deletecollection": "delete"}
 """The verb that rights are given on, where it is another."""
 
@@ -94,6 +102,7 @@ class Server:
     async def __call__(self, request: Request) -> Response:
         """Answer a request."""
         asked = Asked(_VERBS.get(request.method, request.method.lower()))
+        began = time.monotonic()
         try:
             response = await self._answer(request, asked)
         except Exception as error:  # noqa: BLE001 - the entry point: whatever goes wrong is an answer
@@ -101,6 +110,10 @@ class Server:
             self._audit(request, asked, response.status_code, _message(error))
         else:
             self._audit(request, asked, response.status_code, "")
+        verb = asked.verb if asked.verb in _COUNTED else "other"
+        resource = asked.target.api.plural if asked.target is not None else ""
+        REQUESTS.labels(verb, resource, str(response.status_code)).inc()
+        REQUEST_SECONDS.labels(verb).observe(time.monotonic() - began)
         return response
 
     async def _answer(self, request: Request, asked: Asked) -> Response:
@@ -157,6 +170,8 @@ class Server:
                 return _json(form.one(entry, around(self.mirror, target.api)))
             case "list":
                 return await self._list(request, target, parameters)
+            case "create" if target.subresource == "eviction":
+                return await self._evict(request, asked, target, parameters)
             case "create" | "update" | "patch":
                 return await self._change(request, asked, target, parameters)
             case _:
@@ -181,8 +196,11 @@ class Server:
         except BaseException:
             give_back()
             raise
+        if identity.expires_at is not None:
+            watch.seconds = min(watch.seconds, max(0.0, (identity.expires_at - self.access.now()).total_seconds()))
         self._watches[watch] = identity
-        watch.on_end += [give_back, partial(self._watches.pop, watch, None)]
+        WATCHES.inc()
+        watch.on_end += [give_back, partial(self._watches.pop, watch, None), WATCHES.dec]
         return watch
 
     def cut_watches(self) -> None:
@@ -195,9 +213,11 @@ class Server:
         asked.dry = parameters.is_dry()
         identity = asked.identity
         form = self._form(request, target, parameters)
-        if asked.verb != "patch":
-            check_json(request)
-        body = parse_json(await read_body(request, self._most_bytes))
+        if asked.verb == "patch":
+            body = parse_json(await read_body(request, self._most_bytes))
+        else:
+            body = await read_document(request, self._most_bytes)
+        asked.name = asked.name or _named(body)
         right = asked.verb
 
         def permit(old: Resource | None, new: Resource) -> None:
@@ -221,7 +241,7 @@ class Server:
         return _json(form.one(entry, around(self.mirror, target.api)), code)
 
     async def _delete(self, request: Request, asked: Asked, target: Target, parameters: Parameters) -> Response:
-        body = parse_json(await read_body(request, self._most_bytes)) or {}
+        body = await read_document(request, self._most_bytes) or {}
         if not isinstance(body, dict):
             raise BadRequest("the body of a deletion is an object: DeleteOptions")
         options = body.get("dryRun") or []
@@ -233,7 +253,8 @@ class Server:
         done = await self._in_thread(partial(self._write.delete, target, body, dry=asked.dry))
         if not asked.dry:
             await self.mirror.newest()
-        return _json(_deleted(target.api, done))
+        form = self._form(request, target, parameters)
+        return _json(_deleted(target.api, done, form))
 
     async def _delete_many(
         self, request: Request, asked: Asked, target: Target, parameters: Parameters, body: dict[str, Any]
@@ -254,6 +275,16 @@ class Server:
         if not asked.dry:
             await self.mirror.newest()
         return _json(form.many(found.entries, found.metadata, around(self.mirror, target.api)))
+
+    async def _evict(self, request: Request, asked: Asked, target: Target, parameters: Parameters) -> Response:
+        body = await read_document(request, self._most_bytes)
+        options = read_eviction(body, target)
+        asked.dry = parameters.is_dry() or is_dry_by(options.dry_run)
+        await self.mirror.newest()
+        pod = find_pod(self.mirror, target)
+        options.check(pod)
+        await self._in_thread(partial(self._write.evict, pod, dry=asked.dry))
+        return _json(to_json(left()), 201)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writers, work)
@@ -289,6 +320,13 @@ class Server:
         )
 
 
+def _named(body: Any) -> str:
+    """Give the name that a body says, for messages."""
+    meta = body.get("metadata") if isinstance(body, dict) else None
+    name = meta.get("name") if isinstance(meta, dict) else None
+    return name[:_LONGEST_NAME] if isinstance(name, str) else ""
+
+
 def _message(error: Exception) -> str:
     return str(error) if isinstance(error, VmherdError) else type(error).__name__
 
@@ -297,9 +335,10 @@ def _json(body: bytes, code: int = 200, headers: dict[str, str] | None = None) -
     return Response(body, code, headers, media_type="application/json")
 
 
-def _deleted(api: ApiResource, done: Deletion) -> bytes:
+def _deleted(api: ApiResource, done: Deletion, form: Form) -> bytes:
     """What a deletion answers: that it is gone, or how it is now that it is going."""
     meta = done.resource.metadata
     if done.is_gone:
         return to_json(success(kind=api.plural, group=api.group, name=meta.name, uid=meta.uid))
-    return Entry(api, done.resource).json()
+    entry = Entry(api, done.resource)
+    return form.one(entry, Around(datetime.now(UTC))) if form.kind == "Stored" else entry.json()

@@ -11,11 +11,12 @@ from typing import Any, Final
 
 from orchestrator.api.catalog import CLASSES, NAMESPACES, NODES, OPERATIONS, VIRTUAL_MACHINES
 from orchestrator.api.entries import ApiResource
-from orchestrator.api.errors import BadRequest, MethodNotAllowed
+from orchestrator.api.errors import BadRequest, MethodNotAllowed, TooManyRequests
 from orchestrator.api.patching import Patch
+from orchestrator.api.pods import DOMAIN_ANNOTATION, Pod
 from orchestrator.api.reading import not_found
 from orchestrator.api.targets import Target
-from orchestrator.errors import AlreadyExists, Conflict, Invalid, NotFound
+from orchestrator.errors import AlreadyExists, Conflict, NotFound, Refused
 from orchestrator.queues import Message
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
@@ -30,13 +31,13 @@ from orchestrator.resources import (
     parse,
 )
 from orchestrator.resources.manifest import check_size
-from orchestrator.resources.meta import shown
+from orchestrator.resources.names import shown
 from orchestrator.resources.node import NodeSpec
-from orchestrator.resources.scheduling import check_label_key, check_label_value
 from orchestrator.services import manifests, namespaces, nodes, operations, vms
 from orchestrator.services.classes import ChangedMeanwhile, delete_class, update_class
 from orchestrator.services.context import Context
-from orchestrator.services.labelling import update_labels, update_operation
+from orchestrator.services.evictions import EvictionState, evict
+from orchestrator.services.labelling import update_operation
 
 Permit = Callable[[Resource | None, Resource], None]
 """Told of what is stored (None: nothing) and what is to be, before that: raises `Forbidden` where it goes too far."""
@@ -118,7 +119,7 @@ class Writer:
             Invalid, NotFound, Refused: As the service says.
         """
         ctx = self._ctx(dry=dry)
-        old = self._find(target, ctx)
+        old = _find(target, ctx)
         new = _wanted(target, _document(target, body))
         permit(old, new)
         return self._store(target, new, ctx)
@@ -132,7 +133,7 @@ class Writer:
         """
         ctx = self._ctx(dry=dry)
         for attempt in range(_ATTEMPTS):
-            old = self._find(target, ctx)
+            old = _find(target, ctx)
             after = patch(target.api.wire(old))
             check_size(after)
             stored_version, named = old.metadata.resource_version, _metadata(after).get("resourceVersion")
@@ -160,7 +161,7 @@ class Writer:
             NotFound, Refused: As the service says.
         """
         ctx = self._ctx(dry=dry)
-        _check_preconditions(self._find(target, ctx), options)
+        _check_preconditions(_find(target, ctx), options)
         key = make_key(target.name, target.namespace)
         resource: Resource
         match target.api:
@@ -178,11 +179,23 @@ class Writer:
         is_gone = not dry and (left is None or left.metadata.uid != resource.metadata.uid)
         return Deletion(resource if left is None or is_gone or dry else left, is_gone)
 
-    def _find(self, target: Target, ctx: Context) -> Resource:
-        found = ctx.store.find(target.api.kind, make_key(target.name, target.namespace))
-        if found is None:
-            raise not_found(target)
-        return found
+    def evict(self, pod: Pod, *, dry: bool) -> None:
+        """Have a pod's VM leave its node.
+
+        Returns:
+            When it has left already.
+
+        Raises:
+            TooManyRequests: It is on its way, or what keeps it: ask again.
+            Refused: It is not vmherd's.
+        """
+        if not pod.vm:
+            domain = pod.metadata.annotations.get(DOMAIN_ANNOTATION, "")
+            raise Refused(f"domain {domain!r} on node {pod.spec.node_name} is not vmherd's, and is not moved by it")
+        done = evict(self._ctx(dry=dry), f"{pod.metadata.namespace}/{pod.vm}", pod.spec.node_name)
+        is_refused = done.state is EvictionState.REFUSED
+        if done.state is not EvictionState.GONE and (is_refused or not dry):
+            raise TooManyRequests(done.message)
 
     def _store(self, target: Target, wanted: Resource, ctx: Context) -> Resource:
         try:
@@ -196,16 +209,25 @@ class Writer:
                 case Node():
                     return nodes.update_node(ctx, wanted)
                 case Namespace():
-                    return update_labels(ctx, wanted)
+                    return namespaces.update_namespace(ctx, wanted)
                 case _:
                     raise MethodNotAllowed(f"{target.api.plural} can't be changed")
         except NotFound as error:
-            if self._is_there(target, ctx):
+            if _is_there(target, ctx):
                 raise
             raise not_found(target) from error
 
-    def _is_there(self, target: Target, ctx: Context) -> bool:
-        return ctx.store.find(target.api.kind, make_key(target.name, target.namespace)) is not None
+
+def _find(target: Target, ctx: Context) -> Resource:
+    key = make_key(target.name, target.namespace)
+    found = namespaces.find(ctx, key) if target.api is NAMESPACES else ctx.store.find(target.api.kind, key)
+    if found is None:
+        raise not_found(target)
+    return found
+
+
+def _is_there(target: Target, ctx: Context) -> bool:
+    return ctx.store.find(target.api.kind, make_key(target.name, target.namespace)) is not None
 
 
 def _wanted(target: Target, data: dict[str, Any]) -> Resource:
@@ -231,7 +253,6 @@ def _document(target: Target, body: Any) -> dict[str, Any]:
         raise BadRequest(f"metadata.name: is {shown(meta['name'])}, the path is for {target.name!r}")
     if target.namespace and (meta.get("namespace") or target.namespace) != target.namespace:
         raise BadRequest(f"metadata.namespace: is {shown(meta['namespace'])}, the path is for {target.namespace!r}")
-    _check_labels(meta)
     head = {"apiVersion": kind.group_version, "kind": kind.kind_name}
     return {**{key: value for key, value in body.items() if key != "status"}, **head, "metadata": meta}
 
@@ -243,22 +264,6 @@ def _metadata(body: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise BadRequest(f"metadata: is an object, not {shown(meta)}")
     return meta
-
-
-def _check_labels(meta: Mapping[str, Any]) -> None:
-    """Labels and annotations that no selector could name are refused."""
-    causes: list[tuple[str, str]] = []
-    for field, check in (("labels", check_label_value), ("annotations", str)):
-        given = meta.get(field)
-        for key, value in given.items() if isinstance(given, dict) else ():
-            try:
-                check_label_key(key)
-                if isinstance(value, str):
-                    check(value)
-            except (ValueError, TypeError) as error:
-                causes.append((f"metadata.{field}.{str(key)[:80]}", str(error)))
-    if causes:
-        raise Invalid("; ".join(f"{path}: {why}" for path, why in causes), tuple(causes))
 
 
 def _read(model: type[Namespace], data: Mapping[str, Any]) -> Namespace:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from orchestrator.client.port import Scope
 from orchestrator.errors import AlreadyExists, NotFound, VersionExpired
@@ -23,6 +23,7 @@ from orchestrator.store import Change
 from orchestrator.store.store import Loaded
 
 R = TypeVar("R", bound=Resource)
+C = TypeVar("C", bound=Creatable)
 
 IDLE_S = 1.0
 """A watch says that nothing came about so often."""
@@ -96,7 +97,7 @@ class LocalClient:
         """Read how a resource was when it was deleted."""
         return self.store.last_of(resource)
 
-    def create(self, wanted: Creatable) -> Creatable:
+    def create(self, wanted: C) -> C:
         """Create a resource."""
         if isinstance(wanted, VirtualMachineOperation) and wanted.name:
             # Before admission: that would find the operation itself in its way, and blame that.
@@ -106,23 +107,26 @@ class LocalClient:
                 pass
             else:
                 raise AlreadyExists(f"VirtualMachineOperation {wanted.name!r} already exists")
-        return create_resource(self.context, wanted)
+        return cast("C", create_resource(self.context, wanted))
 
     def apply(self, wanted: Creatable) -> tuple[Creatable, Applied]:
         """Create what is not there, and change what differs."""
         return apply_resource(self.context, wanted)
 
-    def delete(self, kind: type[Creatable], key: str) -> Creatable:
+    def delete(self, kind: type[C], key: str) -> C:
         """Delete a resource."""
+        deleted: Creatable
         if kind is VirtualMachineOperation:
-            return operations.delete_operation(self.context, key)
-        if kind is VirtualMachineClass:
-            return delete_class(self.context, key)
-        return delete_vm(self.context, key)
+            deleted = operations.delete_operation(self.context, key)
+        elif kind is VirtualMachineClass:
+            deleted = delete_class(self.context, key)
+        else:
+            deleted = delete_vm(self.context, key)
+        return cast("C", deleted)
 
-    def set_unschedulable(self, node: str, *, unschedulable: bool) -> bool:
+    def set_unschedulable(self, node: str, *, unschedulable: bool, bring_back: bool | None = None) -> bool:
         """Cordon or uncordon a node."""
-        return nodes.set_unschedulable(self.context, node, unschedulable=unschedulable)
+        return nodes.set_unschedulable(self.context, node, unschedulable=unschedulable, bring_back=bring_back)
 
     def set_labels(self, node: str, changes: Mapping[str, str | None]) -> bool:
         """Set or remove labels of a node."""

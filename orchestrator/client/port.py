@@ -16,6 +16,7 @@ from orchestrator.store import Change
 from orchestrator.store.store import Loaded
 
 R = TypeVar("R", bound=Resource)
+C = TypeVar("C", bound=Creatable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class Client(Protocol):
         """Read how a resource was when it was deleted; None when it was not, or that is forgotten."""
         ...
 
-    def create(self, wanted: Creatable) -> Creatable:
+    def create(self, wanted: C) -> C:
         """Create a resource.
 
         Raises:
@@ -108,7 +109,7 @@ class Client(Protocol):
         """
         ...
 
-    def delete(self, kind: type[Creatable], key: str) -> Creatable:
+    def delete(self, kind: type[C], key: str) -> C:
         """Delete a resource: a migration is aborted by it, a VM is stopped first.
 
         Returns:
@@ -120,8 +121,13 @@ class Client(Protocol):
         """
         ...
 
-    def set_unschedulable(self, node: str, *, unschedulable: bool) -> bool:
+    def set_unschedulable(self, node: str, *, unschedulable: bool, bring_back: bool | None = None) -> bool:
         """Cordon or uncordon a node; tells whether that is new.
+
+        Args:
+            node: Its name.
+            unschedulable: Whether it is to be cordoned.
+            bring_back: At an uncordon, whether what the last drain moved comes home; None leaves that to the settings.
 
         Raises:
             NotFound: No such node.

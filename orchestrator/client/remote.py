@@ -23,6 +23,7 @@ from orchestrator.resources import (
     make_key,
     split_key,
 )
+from orchestrator.resources.drain import BRING_BACK_ANNOTATION
 from orchestrator.resources.meta import STORED
 from orchestrator.resources.scheduling import Taint
 from orchestrator.services.classes import ChangedMeanwhile
@@ -33,6 +34,7 @@ from orchestrator.store import Change, ChangeType
 from orchestrator.store.store import Loaded
 
 R = TypeVar("R", bound=Resource)
+C = TypeVar("C", bound=Creatable)
 
 MERGE: Final = "application/merge-patch+json"
 _ATTEMPTS: Final = 20
@@ -123,7 +125,7 @@ class RemoteClient:
             pass
         return None
 
-    def create(self, wanted: Creatable) -> Creatable:
+    def create(self, wanted: C) -> C:
         """Create a resource."""
         namespace = (wanted.metadata.namespace or DEFAULT_NAMESPACE) if wanted.namespaced else ""
         meta = wanted.metadata.with_(resource_version="")
@@ -171,21 +173,25 @@ class RemoteClient:
         is_same = new.metadata.resource_version == found.metadata.resource_version
         return new, Applied.UNCHANGED if is_same else Applied.CONFIGURED
 
-    def delete(self, kind: type[Creatable], key: str) -> Creatable:
+    def delete(self, kind: type[C], key: str) -> C:
         """Delete a resource."""
         before = self.get(kind, key)
         namespace, name = split_key(Key(key))
         answer = self.session.write("DELETE", _path(kind, namespace, name))
         if answer.get("kind") == kind.kind_name:
             return decode(kind, answer)
-        return before.with_(metadata=before.metadata.with_(deletion_timestamp=datetime.now(UTC)))
+        gone = before.metadata.with_(deletion_timestamp=datetime.now(UTC))
+        return cast("C", before.with_(metadata=gone))
 
-    def set_unschedulable(self, node: str, *, unschedulable: bool) -> bool:
+    def set_unschedulable(self, node: str, *, unschedulable: bool, bring_back: bool | None = None) -> bool:
         """Cordon or uncordon a node."""
         before = self.get(Node, node)
         if before.spec.unschedulable == unschedulable:
             return False
-        self._patch(before, {"spec": {"unschedulable": unschedulable}})
+        patch: dict[str, Any] = {"spec": {"unschedulable": unschedulable}}
+        if bring_back is not None:
+            patch["metadata"] = {"annotations": {BRING_BACK_ANNOTATION: str(bring_back).lower()}}
+        self._patch(before, patch)
         return True
 
     def set_labels(self, node: str, changes: Mapping[str, str | None]) -> bool:

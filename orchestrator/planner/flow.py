@@ -253,6 +253,8 @@ def came_back(
     if operation.status.superseded_by:
         return Transition(_close(operation, OperationPhase.SUPERSEDED, now), back, ended=True)
     what = {Action.MIGRATE: "migration", Action.START: "start", Action.STOP: "stop"}[grant.action]
+    if grant.revoked and operation.metadata.deletion_timestamp is None:
+        return _taken_back(operation, back, now)
     if grant.cancel:
         text = "aborted before it was started" if starts else f"aborted; it runs on node {grant.node}"
         new = say(_close(operation, OperationPhase.FAILED, now), Reason.ABORTED, text, now)
@@ -284,6 +286,32 @@ def came_back(
         new = new.with_status(phase=OperationPhase.IN_PROGRESS)  # its first half is done
     new = say(new, Reason.MIGRATION_PENDING if migrates else Reason.NOT_READY, text + "; it is tried again", now)
     return Transition(new, back, (Note("AttemptFailed", text, warning=True),), ended=True)
+
+
+def revoked(operation: VirtualMachineOperation, why: str, now: datetime) -> VirtualMachineOperation:
+    """The control plane takes an open grant back: its node is told to leave it, or to abort."""
+    return say(operation.with_grant(cancel=True, revoked=why), Reason.ABORTED, f"taken back: {why}", now)
+
+
+def _taken_back(operation: VirtualMachineOperation, vm: VirtualMachine | None, now: datetime) -> Transition:
+    """What was taken back did not take place: another node is looked for, unless only that one was wanted.
+
+    It was no attempt that failed, and counts as none.
+    """
+    grant = open_grant(operation)
+    text = f"taken back from node {grant.target}: {grant.revoked}"
+    if operation.spec.migrate is not None and operation.spec.migrate.node_name:
+        new = say(_close(operation, OperationPhase.FAILED, now), Reason.ABORTED, text, now)
+        return Transition(new, vm, (Note("MigrationAborted", text, warning=True),), ended=True)
+    halfway = operation.spec.type is OperationType.RESTART and operation.status.phase is OperationPhase.IN_PROGRESS
+    new = operation.with_status(
+        phase=OperationPhase.IN_PROGRESS if halfway else OperationPhase.PENDING,
+        grant=None,
+        attempts=max(0, operation.status.attempts - 1),
+        target_node="",
+    )
+    reason = Reason.MIGRATION_PENDING if grant.action is Action.MIGRATE else Reason.NOT_READY
+    return Transition(say(new, reason, text, now), vm, (Note("GrantRevoked", text),), ended=True)
 
 
 def gone(

@@ -58,7 +58,7 @@ def show_node(node: Node) -> dict[str, Any]:
     shown["nodeInfo"] = info.model_dump(mode="json", by_alias=True)
     shown.pop("bootId", None)
     shown.pop("generation", None)
-    return prune({**document, "status": shown})
+    return {**document, "status": prune(shown)}
 
 
 def read_shown_node(document: dict[str, Any]) -> Node:

@@ -3,11 +3,12 @@
 from enum import IntEnum, StrEnum
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from orchestrator.errors import InvariantBroken
 from orchestrator.resources.grant import Grant, GrantState, NodeGrant
-from orchestrator.resources.meta import GROUP_VERSION, Condition, Model, Name, Resource, Timestamp, find_condition
+from orchestrator.resources.meta import GROUP_VERSION, Condition, Model, Resource, Timestamp, find_condition
+from orchestrator.resources.names import Labels, Name, check_name
 from orchestrator.resources.needs import Questions
 from orchestrator.resources.node import Count
 
@@ -96,8 +97,8 @@ PRIORITIES = {str(priority.value): priority for priority in Priority}
 class MigrateTo(Model):
     """Where a `Migrate` may land: nodes with these labels, or one node by name."""
 
-    node_selector: dict[str, str] = Field(default_factory=dict)
-    node_name: str = ""
+    node_selector: Labels = Field(default_factory=dict)
+    node_name: Annotated[str, AfterValidator(lambda value: check_name(value) if value else value)] = ""
 
 
 class OperationSpec(Model):

@@ -33,7 +33,8 @@ from orchestrator.resources import (
     VirtualMachineOperation,
     render_domain,
 )
-from orchestrator.services import preflight
+from orchestrator.resources.drain import DRAIN_ANNOTATION
+from orchestrator.services import drains, preflight
 from orchestrator.services.context import (
     Context,
     log,
@@ -136,9 +137,16 @@ def _grant(ctx: Context, snapshot: Snapshot, go: Go, epoch: int) -> Refusal | No
     put_timers(ctx, batch, transition.operation)
     answer = ctx.store.commit(batch)
     if isinstance(answer, Refusal):
-        log.info("grant refused", operation=go.operation.key, check=answer.check, detail=answer.detail)
+        log.info(
+            "grant refused",
+            operation=go.operation.key,
+            vm=go.operation.vm_key,
+            check=answer.check,
+            detail=answer.detail,
+        )
         return answer
-    log.info("granted", operation=go.operation.key, node=go.node, target=go.target, epoch=grant.epoch)
+    about = {"operation": go.operation.key, "vm": go.operation.vm_key}
+    log.info("granted", **about, action=grant.action.value, node=go.node, target=go.target, epoch=grant.epoch)
     send_grant(ctx, transition.operation)
     return None
 
@@ -224,3 +232,4 @@ def _fail(ctx: Context, operation: VirtualMachineOperation, reason: Reason, mess
     ctx.store.must_commit(batch)
     publish_result(ctx, transition.operation)
     keep(ctx, operation.vm_key)
+    drains.wake_for(ctx, operation.metadata.annotations.get(DRAIN_ANNOTATION, ""))

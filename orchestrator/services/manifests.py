@@ -18,7 +18,7 @@ from orchestrator.resources import (
     parse,
 )
 from orchestrator.resources.manifest import check_size, named
-from orchestrator.resources.meta import shown
+from orchestrator.resources.names import shown
 from orchestrator.services.classes import create_class, update_class
 from orchestrator.services.context import Context
 from orchestrator.services.operations import create_operation, replace_spec

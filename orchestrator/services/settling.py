@@ -186,7 +186,7 @@ def _decide(
     match settled.verdict:
         case Verdict.DONE:
             done = _with_machine(completed(operation, vm, target, at), grant.action, target)
-            done = preflight.with_copies_told(done, grant, arrived=True)
+            done = preflight.with_copies_told(_with_firmware(ctx, done, grant.target), grant, arrived=True)
             return settled, _with_later_reports(done, inventories, grant.target, target, at)
         case Verdict.BACK:
             back = came_back(operation, vm, source, words, at, retry_limit=ctx.config.retry_limit)
@@ -235,6 +235,15 @@ def _with_machine(transition: Transition, action: Action, reading: Reading) -> T
         log.warning("machine not recorded", vm=vm.key, error=str(error))
         return transition
     return replace(transition, vm=vm.with_status(machine=machine))
+
+
+def _with_firmware(ctx: Context, transition: Transition, node: str) -> Transition:
+    """Keep which hypervisor a VM runs on from now on: its node's, as that told it last."""
+    found = ctx.store.find(Node, node)
+    vm = transition.vm
+    if vm is None or found is None or not vm.status.phase.occupies_node:
+        return transition
+    return replace(transition, vm=vm.with_status(firmware=found.status.hypervisor.number))
 
 
 def _with_later_reports(

@@ -26,6 +26,7 @@ from orchestrator.store.connection import connect
 from tests.lab.guest import Guest
 from tests.lab.lab import Lab
 from tests.lab.namespaces import REPOSITORY
+from tests.lab.standin import put_in
 from tests.lab.supervised import Supervised
 from tests.waiting import wait_until
 
@@ -37,6 +38,7 @@ _MACHINES = {"VMHERD_DOMAIN_TYPE": "qemu", "VMHERD_CPU_SHARES": "false"}
 R = TypeVar("R", bound=Resource)
 
 NODE_PROCESSES = {
+    "heartbeat": ["run", "heartbeat"],
     "agent": ["run", "agent"],
     "migrate": ["run", "worker", "migrate"],
     "lifecycle": ["run", "worker", "lifecycle"],
@@ -58,8 +60,10 @@ class LabHerd:
         source: The tree whose code runs; a test may give a copy that it broke.
         env: Settings for every process, for example `VMHERD_BANDWIDTH_MIB_S`.
         entry: By process name, what is run in place of `-m orchestrator.cli`; for faults inside a process.
+        watchdogs: Give each host one, which takes its power when it is not fed in time (`standin`).
 
     Attributes:
+        watchdogs: By host.
         redis: The lab's Redis.
         cluster: Made as a person's program would, from outside of the namespaces.
         processes: By `name` of the control plane, `host/name` of nodes.
@@ -72,11 +76,15 @@ class LabHerd:
         source: Path = REPOSITORY,
         env: Mapping[str, str] | None = None,
         entry: Mapping[str, list[str]] | None = None,
+        watchdogs: bool = False,
     ) -> None:
         self.lab = lab
         self._source = source
         self._env = dict(env or {})
         self._entry = dict(entry or {})
+        self.watchdogs = {host.name: put_in(host) for host in lab.hosts} if watchdogs else {}
+        for name in self.watchdogs:
+            self._entry.setdefault(f"{name}/heartbeat", ["-m", "tests.lab.heartbeat"])
         self.redis = lab.start_redis()
         self.cluster = Cluster(self.redis.url)
         self.processes: dict[str, Supervised] = {}
@@ -110,6 +118,8 @@ class LabHerd:
 
     def down(self) -> None:
         """Stop every process, all at once."""
+        for watchdog in self.watchdogs.values():
+            watchdog.close()
         for process in self.processes.values():
             process.hold()
         for process in self.processes.values():
@@ -170,6 +180,8 @@ class LabHerd:
             VMHERD_REDIS_URL=f"redis://{access.user_name(host_name)}:{self._passwords[host_name]}@{base}",
             VMHERD_NODE=host_name,
             VMHERD_MIGRATION_URI=self.lab.host(host_name).migration_uri,
+            # This machine's own is nobody's here.
+            VMHERD_WATCHDOG=str(self.watchdogs[host_name].path) if host_name in self.watchdogs else "off",
         )
 
     def environment(self, **more: str) -> dict[str, str]:

@@ -205,8 +205,10 @@ def test_wrong_usage(line: str) -> None:
 
 
 def test_every_command_has_help_with_an_example() -> None:
-    texts = {name: CliRunner().invoke(app, [name, "--help"]).output for name in COMMANDS if name not in {"node", "run"}}
-    texts |= {name: CliRunner().invoke(app, ["node", name, "--help"]).output for name in ("enroll", "expel")}
+    groups = {"node": ("enroll", "expel"), "token": ("create", "revoke", "list")}
+    lines = [[name] for name in COMMANDS if name not in {*groups, "run"}]
+    lines += [[group, name] for group, names in groups.items() for name in names]
+    texts = {" ".join(line): CliRunner().invoke(app, [*line, "--help"]).output for line in lines}
     assert [name for name, text in texts.items() if "$ vmherd" not in text] == []
 
 

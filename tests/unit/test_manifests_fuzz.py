@@ -66,6 +66,8 @@ def test_what_is_spoilt_here_is_right_as_it_stands() -> None:
 @example(replaced(STRUCTURED, ("kind",), "\ud800"))
 @example(replaced(STRUCTURED, ("spec", "\ud800"), 1))
 @example(replaced(STRUCTURED, ("metadata",), None))
+@example(replaced(STRUCTURED, ("metadata", "labels"), {"app": "\ud800"}))
+@example(replaced(STRUCTURED, ("metadata", "annotations"), {"example.com/note": "\ud800"}))
 def test_it_is_taken_or_refused_by_its_path(document: Any) -> None:
     wrong(document)
 
