@@ -274,7 +274,7 @@ class TestMeasuring:
     def test_the_grant_is_renewed_meanwhile(self) -> None:
         scene = Scene(shrinking, sample_s=5)
         scene.play()
-        assert [body["job"] for at, kind, body in scene.reports if kind == "Progress" and at < 5] == [None] * 5
+        assert [body["job"] for at, kind, body in scene.reports if kind == "Progress" and at < 5] == [None] * 4
 
     def test_what_can_not_be_measured_is_not_told(self) -> None:
         scene = Scene(shrinking, sample_s=1)
