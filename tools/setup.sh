@@ -101,6 +101,7 @@ missing_packages() { # prints Debian's names of what is missing, one a line
         need cpio has cpio
         need xz-utils has xz # Debian's and Ubuntu's kernel modules are compressed with one or the other
         need zstd has zstd
+        need e2fsprogs has mkfs.ext4 # the guest with a watchdog
         need prometheus has promtool
         need docker.io has dockerd # an engine of the tests' own: tests/lab/docker_engine.py
         need docker-compose has docker-compose

@@ -21,6 +21,7 @@ from orchestrator.resources.meta import (
 )
 from orchestrator.resources.namespace import Namespace
 from orchestrator.resources.node import Node, NodeInventory, SeenDomain
+from orchestrator.resources.rebalancing import RebalancePolicy
 from orchestrator.resources.vm import RunPolicy, VirtualMachine, VmPhase
 from orchestrator.resources.vmclass import VirtualMachineClass
 from orchestrator.resources.vmop import OperationPhase, OperationType, Priority, Reason, VirtualMachineOperation
@@ -38,6 +39,7 @@ KINDS: dict[str, type[Resource]] = {
         Maintenance,
         Event,
         AccessToken,
+        RebalancePolicy,
     )
 }
 """Every kind that the store keeps, by name."""
@@ -66,6 +68,7 @@ __all__ = [
     "Priority",
     "Reading",
     "Reason",
+    "RebalancePolicy",
     "RenderHost",
     "Resource",
     "Role",

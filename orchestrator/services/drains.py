@@ -81,7 +81,8 @@ def begin(ctx: Context, node: str, spec: DrainSpec, *, cordon: bool = True) -> N
         _put(batch, old, new)
         drained = found.with_(spec=found.spec.with_(unschedulable=found.spec.unschedulable or cordon))
         batch.put(found, _with_condition(drained, new, ctx.now()))
-        notes = [Note("NodeDrainStarted", f"asked for by {spec.requested_by or spec.cause.value}")]
+        goes_on = old is not None and old.status.phase is DrainPhase.DRAINING
+        notes = [] if goes_on else [Note("NodeDrainStarted", f"asked for by {spec.requested_by or spec.cause.value}")]
         if drained.spec.unschedulable and not found.spec.unschedulable:
             notes.insert(0, Note("NodeCordoned", "no VM starts or lands here"))
         add_notes(batch, (found,), notes, ctx.now())

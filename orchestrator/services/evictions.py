@@ -2,16 +2,14 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import cast
 
 from orchestrator.errors import Invalid, NotFound, Refused
-from orchestrator.resources import VirtualMachine, VirtualMachineOperation
-from orchestrator.resources.drain import DRAIN_ANNOTATION
+from orchestrator.resources import Node, VirtualMachine, VirtualMachineOperation
+from orchestrator.resources.drain import VmState
+from orchestrator.services import drains
 from orchestrator.services.context import Context
 from orchestrator.services.evacuation import evacuation
-from orchestrator.services.operations import active_operation, create_operation, delete_operation
-from orchestrator.store import keys
-from orchestrator.store.connection import redis_errors
+from orchestrator.services.operations import active_operation, create_operation
 
 
 class EvictionState(StrEnum):
@@ -53,6 +51,9 @@ def evict(ctx: Context, key: str, node: str) -> Eviction:
         return Eviction(EvictionState.GONE)
     if active is not None:
         return _under_way(vm, active)
+    found = ctx.store.find(Node, node)
+    if found is not None and found.spec.unschedulable:
+        return _drained(ctx, vm)
     try:
         created = create_operation(ctx, evacuation(vm, node))
     except (Invalid, NotFound, Refused) as error:
@@ -63,26 +64,18 @@ def evict(ctx: Context, key: str, node: str) -> Eviction:
     return Eviction(EvictionState.TRIGGERED, f"{_triggered(vm)} ({created.name})")
 
 
-def drop_unbegun(ctx: Context, node: str) -> int:
-    """Drop the evacuations of a node that nobody needs any more and that have not begun; gives how many.
-
-    Those that evictions asked for stand in no drain's document, which would know them.
-    """
-    with redis_errors(ctx.store.redis):
-        claims = cast("list[str]", ctx.store.redis.hkeys(keys.claims(node)))
-        here = [claim.removeprefix("vm/") for claim in claims if claim.startswith("vm/")]
-        found = cast("list[str | None]", ctx.store.redis.hmget(keys.ACTIVE_OPERATIONS, here)) if here else []
-    active = ctx.store.many(VirtualMachineOperation, [key for key in found if key])
-    dropped = 0
-    for operation in active.values():
-        is_for_node = operation.metadata.annotations.get(DRAIN_ANNOTATION) == node and operation.spec.type.is_migration
-        if is_for_node and operation.status.grant is None:
-            try:
-                delete_operation(ctx, operation.key)
-            except NotFound:
-                continue
-            dropped += 1
-    return dropped
+def _drained(ctx: Context, vm: VirtualMachine) -> Eviction:
+    """Of a cordoned node: the control plane sees to it until it has left, or the node is uncordoned."""
+    drain = drains.evict(ctx, vm)
+    active = active_operation(ctx, vm.key)
+    if active is not None:
+        return Eviction(EvictionState.TRIGGERED, f"{_triggered(vm)} ({active.name})")
+    known = drain.vms.get(vm.key)
+    if known is None or known.state is VmState.LEFT:
+        return Eviction(EvictionState.GONE)
+    if known.state is VmState.STAYS:
+        return Eviction(EvictionState.REFUSED, f"{_name(vm)} can't be evacuated: {known.message}")
+    return Eviction(EvictionState.IN_PROGRESS, f"Evacuation in progress: {_triggered(vm)} ({known.message})")
 
 
 def _under_way(vm: VirtualMachine, active: VirtualMachineOperation) -> Eviction:

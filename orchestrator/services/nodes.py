@@ -9,7 +9,7 @@ from orchestrator.planner.flow import Note
 from orchestrator.resources import Condition, Node, ObjectMeta, new_metadata, parse
 from orchestrator.resources.node import HYPERVISOR_LABEL, NodeSpec
 from orchestrator.resources.scheduling import NodeLabels, Taint
-from orchestrator.services import drains, evictions
+from orchestrator.services import drains
 from orchestrator.services.classes import check_version
 from orchestrator.services.context import Context, add_notes, deciding, wake_grant
 from orchestrator.services.inventory import put_node
@@ -24,7 +24,7 @@ _OWN_LABELS = {HOSTNAME_LABEL: "name", HYPERVISOR_LABEL: "word"}
 def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool, bring_back: bool | None = None) -> bool:
     """Cordon or uncordon a node. Migrations under way go on; nothing new starts or lands on a cordoned node.
 
-    Uncordoning ends a drain of it: what has not begun is dropped, evacuations that evictions asked for too.
+    Uncordoning ends a drain of it: what has not begun is dropped.
 
     Returns:
         Whether anything changed.
@@ -33,10 +33,7 @@ def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool, bring_bac
         NotFound: No such node.
     """
     if not unschedulable:
-        changed = drains.uncordon(ctx, name, bring_back=bring_back)
-        if changed:
-            evictions.drop_unbegun(ctx, name)
-        return changed
+        return drains.uncordon(ctx, name, bring_back=bring_back)
 
     def decide() -> bool:
         old = ctx.store.get(Node, name)
@@ -194,6 +191,7 @@ def update_node(ctx: Context, wanted: Node) -> Node:
 
     node, is_changed = deciding(decide)
     if is_changed:
+        drains.step(ctx, wanted.name)
         wake_grant(ctx)
     if node.spec.unschedulable == wanted.spec.unschedulable:
         return node

@@ -28,6 +28,7 @@ BENCHMARKS = {
     "store": "store_rate",
     "api": "api_server",
     "throughput": "throughput",
+    "rebalancing": "rebalancing",
     "draining": "draining",
     "latency": "latency",
     "emptying": "emptying",

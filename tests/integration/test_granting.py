@@ -189,7 +189,7 @@ class TestLimits:
                 change()
                 return taken
 
-            stage.herd.snapshot = stale  # type: ignore[method-assign]
+            stage.herd.snapshot = stale  # type: ignore[assignment,method-assign]
             assert stage.grant() == []
 
         late(lambda: [set_unschedulable(stage.ctx, name, unschedulable=True) for name in ("n2", "n3")])

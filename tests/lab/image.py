@@ -212,17 +212,27 @@ def unpacked(package: str, scratch: Path, cache: Path) -> Path:
         packages.append(modules)
     downloads = cache / "packages"
     downloads.mkdir(exist_ok=True)
+    fetch(packages, downloads)
     for name in packages:
-        found = sorted(downloads.glob(f"{name}_*.deb"))
-        if not found:
-            # In a folder of its own, as apt-get writes into the current one; root, as its sandbox user can't.
-            argv = ["apt-get", "-o", "APT::Sandbox::User=root", "download", "--quiet", name]
-            done = subprocess.run(argv, cwd=downloads, capture_output=True, text=True, timeout=300, check=False)
-            found = sorted(downloads.glob(f"{name}_*.deb"))
-            if done.returncode != 0 or not found:
-                raise LabError(f"can't download {name}: {done.stderr.strip()} (is `apt-get update` needed?)")
-        command(["dpkg", "--extract", str(found[-1]), str(system)], timeout=120)
+        command(["dpkg", "--extract", str(max(downloads.glob(f"{name}_*.deb"))), str(system)], timeout=120)
     return system
+
+
+def fetch(packages: Sequence[str], downloads: Path) -> None:
+    """Download packages that are not there yet.
+
+    Raises:
+        LabError: One can't be.
+    """
+    missing = [name for name in packages if not list(downloads.glob(f"{name}_*.deb"))]
+    if not missing:
+        return
+    # In a folder of its own, as apt-get writes into the current one; root, as its sandbox user can't.
+    argv = ["apt-get", "-o", "APT::Sandbox::User=root", "download", "--quiet", *missing]
+    done = subprocess.run(argv, cwd=downloads, capture_output=True, text=True, timeout=300, check=False)
+    left = [name for name in missing if not list(downloads.glob(f"{name}_*.deb"))]
+    if done.returncode != 0 or left:
+        raise LabError(f"can't download {', '.join(left)}: {done.stderr.strip()} (is `apt-get update` needed?)")
 
 
 def copy_modules(system: Path, target: Path, names: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from orchestrator.errors import Conflict, StoreUnavailable, VersionExpired
 from orchestrator.intake import Intake
 from orchestrator.queues import CONTROL, LIVENESS, TICK_PERIOD_S, Message, Task
+from orchestrator.services import capacity, rebalancing
 from orchestrator.services.agents import AgentWatch
 from orchestrator.services.context import Context
 from orchestrator.services.firmware import keep_firmware
@@ -21,7 +22,8 @@ from tests.scenarios.engine.schedule import Process, Schedule
 
 _RETRY_S = 0.5
 _TICKS = {"reconcile": (Task.RECONCILE, CONTROL), "liveness": (Task.LIVENESS, LIVENESS)}
-_TICKS |= {"housekeeping": (Task.HOUSEKEEPING, CONTROL)}
+_TICKS |= {"housekeeping": (Task.HOUSEKEEPING, CONTROL), "rebalance": (Task.REBALANCE, CONTROL)}
+_TICKS |= {"capacity": (Task.CAPACITY, CONTROL)}
 
 
 class SteppedFollower(Follower):
@@ -105,6 +107,8 @@ class ControlPlane:
             Task.GRANT: lambda: grant_pending(self._ctx, herd),
             Task.RECONCILE: lambda: reconcile(self._ctx, herd),
             Task.HOUSEKEEPING: housekeeping,
+            Task.REBALANCE: lambda: rebalancing.scan(self._ctx, herd),
+            Task.CAPACITY: lambda: capacity.watch(self._ctx, herd),
         }
         serve(self._client, self._schedule, CONTROL, handlers)
 
