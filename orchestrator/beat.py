@@ -7,7 +7,9 @@ Two plain Celery beats run side by side. Before a tick is sent its number (Redis
 from typing import Any
 
 from celery.beat import ScheduleEntry, Scheduler
+from celery.signals import setup_logging
 
+from orchestrator import logs, metrics
 from orchestrator.celery_app import app
 from orchestrator.errors import StoreUnavailable
 from orchestrator.logs import logger
@@ -26,6 +28,7 @@ _TASKS = {
     "capacity": Task.CAPACITY,
 }
 
+app.conf.task_send_sent_event = False  # of ticks: see `tasks`
 app.conf.beat_schedule = {
     name: {
         "task": _TASKS[name].value,
@@ -36,12 +39,19 @@ app.conf.beat_schedule = {
 }
 
 
+@setup_logging.connect
+def _configure(**_: Any) -> None:
+    logs.configure("beat")
+
+
 class OnceScheduler(Scheduler):
     """Celery's in-memory scheduler, which asks Redis before it sends a tick."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._redis = connect(settings().redis_url.get_secret_value(), timeout_s=2.0, retries=0)
         super().__init__(*args, **kwargs)
+        if not kwargs.get("lazy"):
+            metrics.serve("beat")
 
     def apply_async(self, entry: ScheduleEntry, *args: Any, **kwargs: Any) -> Any:
         """Send a tick, unless another beat has sent it."""
@@ -56,10 +66,13 @@ class OnceScheduler(Scheduler):
             with redis_errors(self._redis):
                 seconds, _ = self._redis.time()
                 key = keys.tick(name, seconds // period)
-                return bool(self._redis.set(key, "1", nx=True, ex=10 * period))
+                is_ours = bool(self._redis.set(key, "1", nx=True, ex=10 * period))
         except StoreUnavailable as error:
+            metrics.TICKS.labels(name, "failed").inc()
             log.warning("tick not sent", tick=name, error=str(error))
             return False
+        metrics.TICKS.labels(name, "sent" if is_ours else "other").inc()
+        return is_ours
 
 
 __all__ = ["OnceScheduler", "app"]

@@ -6,10 +6,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
-import uvicorn
 
 from orchestrator.api.app import create_app
 from orchestrator.api.audit import Audit
+from orchestrator.api.serving import Serving
 from orchestrator.resources import Role
 from orchestrator.services.context import Context
 from orchestrator.services.tokens import create_token
@@ -39,16 +39,14 @@ class ServedApi:
     """
 
     def __init__(self, url: str, **settings: Any) -> None:
-        self.config = Settings(**settings)
+        self.port = free_port()
+        self.config = Settings(api_port=self.port, api_tls=False, **settings)
         self.store = Store(connect(url), self.config)
         self.outbox = Outbox()
         self._served = Store(connect(url, retries=0), self.config)
-        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.app = create_app(Context(self._served, self.outbox), Audit(self._served), self.config)
-        self._server = uvicorn.Server(
-            uvicorn.Config(self.app, port=self.port, log_config=None, ws="none", lifespan="on")
-        )
+        self._server = Serving(self.app, self.config, None)
         self._thread = threading.Thread(target=self._server.run, name="api", daemon=True)
         self._clients: list[httpx.Client] = []
 

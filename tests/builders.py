@@ -6,6 +6,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from pydantic.alias_generators import to_snake
 
+from orchestrator.lease import PROFILES, Lease
 from orchestrator.planner.rules import resident
 from orchestrator.planner.snapshot import Limits, NodeState, Snapshot
 from orchestrator.resources import (
@@ -307,3 +308,9 @@ def a_snapshot(
             **more,
         }
     )
+
+
+def a_lease(sequence: int = 1, **fields: Any) -> Lease:
+    """One heartbeat; each is a second after the one before."""
+    values = {"generation": "g", "boot_id": "b", "created": float(sequence), "timing": PROFILES["medium"], **fields}
+    return Lease(sequence=sequence, **values)

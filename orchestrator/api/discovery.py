@@ -13,7 +13,6 @@ from orchestrator.api.entries import ApiResource
 GIT_VERSION: Final = "v1.32.0"
 """The Kubernetes version that clients compare their own with."""
 _EVICTION: Final = {"group": "policy", "version": "v1", "kind": "Eviction"}
-POLICY: Final = "policy/v1"
 _ANYWHERE: Final = [{"clientCIDR": "0.0.0.0/0", "serverAddress": ""}]
 
 
@@ -25,7 +24,6 @@ class Discovery:
     """
 
     def __init__(self, resources: Sequence[ApiResource]) -> None:
-        self._has_evictions = any(api.is_evictable for api in resources)
         by_version: dict[str, list[ApiResource]] = {}
         for api in resources:
             by_version.setdefault(api.kind.group_version, []).append(api)
@@ -40,12 +38,10 @@ class Discovery:
         for name, found in self.group_versions.items():
             path = f"/apis/{name}" if "/" in name else f"/api/{name}"
             self.documents[path] = _resource_list(name, [r for api in found for r in self._resources(api)])
-        if self._has_evictions:
-            self.documents[f"/apis/{POLICY}"] = _resource_list(POLICY, [])
 
     def _groups(self) -> Iterable[dict[str, Any]]:
         names = [name for name in self.group_versions if "/" in name]
-        for name in [*names, *([POLICY] if self._has_evictions else [])]:
+        for name in names:
             group, _, number = name.partition("/")
             only = {"groupVersion": name, "version": number}
             yield {"name": group, "versions": [only], "preferredVersion": only}

@@ -18,88 +18,24 @@ between them, and resumed, gets them again instead of losing some.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, cast
+from dataclasses import dataclass
+from typing import Any, Final
 
-import redis.asyncio
-
+from orchestrator.api.deltas import Delta, Step, View, Watcher
 from orchestrator.api.entries import ApiResource, Entry
+from orchestrator.api.newest import Newest
 from orchestrator.errors import StoreUnavailable, VersionExpired
 from orchestrator.logs import logger
 from orchestrator.resources import Key, Resource
-from orchestrator.store import Change, ChangeType, Store, keys
-from orchestrator.store.connection import connect_async
+from orchestrator.store import Change, ChangeType, Store
 from orchestrator.store.follower import Follower
 
 log = logger(__name__)
 
-Documents = Mapping[str, Mapping[Key, Resource]]
-"""All that is stored, by kind and key."""
-
 CATCH_UP_S: Final = 5.0
 """A read waits so long for the copy to reach what Redis has."""
-
-
-@dataclass(slots=True, eq=False)
-class Delta:
-    """What one change did to one resource.
-
-    Attributes:
-        version: What a watch that has sent this may be resumed from.
-        old: None where there was none, or it is not known.
-        new: None when it is gone.
-        last: Of one that is gone: how it was at its end, which may say more than `old`.
-        is_old_known: False for what happened before this server began: whoever filters must take it as matching.
-        encoded: The forms in which it was sent.
-    """
-
-    version: int
-    api: ApiResource
-    old: Entry | None
-    new: Entry | None
-    last: Entry | None = None
-    is_old_known: bool = True
-    encoded: dict[tuple[Any, ...], bytes] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One version, and what it did to what is shown; nothing, for kinds that are not."""
-
-    version: int
-    deltas: tuple[Delta, ...]
-
-
-class View(Protocol):
-    """Makes resources out of what is stored."""
-
-    api: ApiResource
-
-    def affected(self, change: Change) -> Iterable[str]:
-        """Name the owners whose resources may differ after a change; told of each once, in order."""
-        ...
-
-    def owners(self, documents: Documents) -> Iterable[str]:
-        """Name all owners; called when everything was loaded anew."""
-        ...
-
-    def make(self, owner: str, documents: Documents) -> Iterable[Resource]:
-        """Make an owner's resources."""
-        ...
-
-
-class Watcher(Protocol):
-    """Is told what happens to one kind of resource."""
-
-    def push(self, delta: Delta) -> None:
-        """Take what happened; called in the event loop, must not block."""
-        ...
-
-    def end(self, error: Exception | None) -> None:
-        """Take that no more will come; why, where its client has to be told."""
-        ...
 
 
 @dataclass(slots=True)
@@ -151,9 +87,7 @@ class Mirror:
         self._run_id = ""
         self._heard = -1
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._redis: redis.asyncio.Redis | None = None
-        self._next_reading: asyncio.Future[int] | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._newest = Newest(store.redis)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="history")
 
     def _kinds(self) -> Iterator[type[Resource]]:
@@ -166,16 +100,14 @@ class Mirror:
             StoreUnavailable: Redis does not answer now. Later outages are waited out.
         """
         self._loop = asyncio.get_running_loop()
-        self._redis = connect_async(self.store.redis)
         await asyncio.to_thread(self._follower.start)
         await self.reached(self._follower.version)
 
     async def stop(self) -> None:
         """Stop following, and end all watches."""
         self._follower.stop()
-        self._end_watches(None)
-        if self._redis is not None:
-            await self._redis.aclose()
+        self.end_watches()
+        await self._newest.close()
         self._threads.shutdown(wait=False)
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -189,11 +121,7 @@ class Mirror:
         Raises:
             StoreUnavailable: Redis does not answer, or the copy does not catch up.
         """
-        if self._next_reading is None:
-            self._next_reading = asyncio.get_running_loop().create_future()
-            if self._reader is None or self._reader.done():
-                self._reader = asyncio.create_task(self._read_versions())
-        version = await asyncio.shield(self._next_reading)
+        version = await self._newest.ask()
         await self.reached(version)
         return version
 
@@ -215,19 +143,6 @@ class Mirror:
             ) from error
         finally:
             self._waiting = [one for one in self._waiting if one[1] is not future]
-
-    async def _read_versions(self) -> None:
-        """Ask Redis for its counter, as long as somebody wants to know: one answer for all who asked before it."""
-        while (asked := self._next_reading) is not None:
-            self._next_reading = None
-            if self._redis is None:
-                _settle(asked, StoreUnavailable("this server has not begun"))
-                continue
-            try:
-                answer = await self._redis.get(keys.VERSION)
-                _settle(asked, int(cast("str | None", answer) or 0))
-            except (redis.RedisError, OSError, ValueError) as error:
-                _settle(asked, StoreUnavailable(f"Redis does not answer: {error}"))
 
     def at(self, api: ApiResource, version: int) -> dict[Key, Entry]:
         """Give a kind's resources as they were at a version, by undoing what came after it.
@@ -359,7 +274,7 @@ class Mirror:
         self._steps.clear()
         self._floor = loaded.version
         self._advance(loaded.version)
-        self._end_watches(VersionExpired("the connection to Redis was lost, and with it what happened: list again"))
+        self.end_watches(VersionExpired("the connection to Redis was lost, and with it what happened: list again"))
         for kind in self._listeners:
             self._notify(kind)
 
@@ -397,27 +312,29 @@ class Mirror:
             yield Delta(change.version, api, old, new)
 
     def _remake(self, view: View, change: Change) -> list[Delta]:
-        api, deltas = view.api, list[Delta]()
-        made, held = self._made[api.plural], self.entries[api.plural]
+        """Make anew what a change is about; gives what differs."""
+        api, made, held = view.api, self._made[view.api.plural], self.entries[view.api.plural]
+        found: list[tuple[str, Entry, Entry | None, bool]] = []
+        """Owner, what is shown, what was there, and whether it stays."""
         for owner in view.affected(change):
             before, after = made.get(owner, {}), self._make(view, owner, change.version)
-            for key, old in before.items():
-                if key not in after:
-                    held.pop(key, None)
-                    deltas.append(Delta(change.version, api, old, None, _at_version(old, change.version)))
-            for key, new in list(after.items()):
+            found += [(owner, old, old, False) for key, old in before.items() if key not in after]
+            for key, new in after.items():
                 present = before.get(key)
-                if present is not None and _is_same(present, new):
-                    after[key] = present
-                    continue
-                held[key] = new
-                deltas.append(Delta(change.version, api, present, new))
-            if after:
-                made[owner] = after
+                if present is None or not _is_same(present, new):
+                    found.append((owner, new, present, True))
+        deltas: list[Delta] = []
+        for number, (owner, entry, old, stays) in enumerate(found, start=1):
+            version = change.version if number == len(found) else change.version - 1
+            shown, key = _at_version(entry, version), entry.resource.key
+            if stays:
+                held[key] = made.setdefault(owner, {})[key] = shown
             else:
-                made.pop(owner, None)
-        for delta in deltas[:-1]:
-            delta.version = change.version - 1
+                held.pop(key, None)
+                made[owner].pop(key, None)
+            deltas.append(Delta(version, api, old, shown if stays else None, None if stays else shown))
+        for owner in {owner for owner, *_ in found if not made.get(owner)}:
+            made.pop(owner, None)
         return deltas
 
     def _make(self, view: View, owner: str, version: int) -> dict[Key, Entry]:
@@ -443,7 +360,8 @@ class Mirror:
         for listener in self._listeners.get(kind, ()):
             listener()
 
-    def _end_watches(self, error: Exception | None) -> None:
+    def end_watches(self, error: Exception | None = None) -> None:
+        """End all watches; with an error, where their clients have to be told."""
         for watchers in self._watchers.values():
             for watcher in tuple(watchers):
                 watcher.end(error)
@@ -458,13 +376,3 @@ def _is_same(one: Entry, other: Entry) -> bool:
     """Whether two differ in nothing but the version."""
     meta = one.resource.metadata.with_(resource_version=other.resource.metadata.resource_version)
     return one.resource.with_(metadata=meta) == other.resource
-
-
-def _settle(future: "asyncio.Future[int]", outcome: int | Exception) -> None:
-    if future.done():
-        return
-    if isinstance(outcome, Exception):
-        future.set_exception(outcome)
-        future.exception()  # who asked may have gone meanwhile
-    else:
-        future.set_result(outcome)

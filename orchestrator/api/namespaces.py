@@ -2,20 +2,20 @@
 
 from collections.abc import Iterable, Iterator
 
+from orchestrator.api.deltas import Documents
 from orchestrator.api.entries import ApiResource
-from orchestrator.api.mirror import Documents
 from orchestrator.cli.ages import age
 from orchestrator.cli.tables import Column, Table
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
     Key,
     Namespace,
-    ObjectMeta,
     Resource,
     VirtualMachine,
     VirtualMachineOperation,
     make_key,
 )
+from orchestrator.services.namespaces import unstored
 from orchestrator.store import Change, ChangeType
 
 NAMESPACE_TABLE: Table[Namespace] = Table(
@@ -72,4 +72,4 @@ class NamespaceView:
         if stored is not None:
             yield stored
         elif owner == DEFAULT_NAMESPACE or self._inside.get(owner):
-            yield Namespace(metadata=ObjectMeta(name=owner, uid=f"namespace-{owner}"))
+            yield unstored(owner)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any, Final
 
-from orchestrator.api.discovery import POLICY
 from orchestrator.api.entries import ApiResource
 from orchestrator.api.errors import to_json
 from orchestrator.api.patching import JSON_PATCH, MERGE_PATCH, STRATEGIC
@@ -62,8 +61,6 @@ class OpenApi:
         for name, found in by_version.items():
             path = f"apis/{name}" if "/" in name else f"api/{name}"
             self._add(root, path, _document(found))
-        if any(api.is_evictable for api in resources):
-            self._add(root, f"apis/{POLICY}", _whole({}, {}))
         self.documents["/openapi/v3"] = to_json({"paths": root})
 
     def _add(self, root: dict[str, Any], path: str, document: dict[str, Any]) -> None:

@@ -14,8 +14,8 @@ from uuid import NAMESPACE_URL, uuid5
 
 from pydantic import Field
 
+from orchestrator.api.deltas import Documents
 from orchestrator.api.entries import READ, ApiResource
-from orchestrator.api.mirror import Documents
 from orchestrator.cli.ages import age
 from orchestrator.cli.tables import Column, Table
 from orchestrator.resources import (

@@ -1,6 +1,7 @@
 """One request: who asks, what for, whether they may, what comes of it, and what is kept of that."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,12 +31,14 @@ from orchestrator.api.mirror import Mirror
 from orchestrator.api.openapi import OpenApi, is_kubernetes_own
 from orchestrator.api.patching import read_patch
 from orchestrator.api.reading import around, get, page, writer
+from orchestrator.api.reviews import REVIEWS
 from orchestrator.api.targets import Parameters, Paths, Target, is_dry_by
 from orchestrator.api.watching import Bounds, Watch, open_watch
 from orchestrator.api.writing import Deletion, Writer
 from orchestrator.cli.tables import Around
 from orchestrator.errors import Invalid, NotFound, Unauthorized, VmherdError
 from orchestrator.logs import logger
+from orchestrator.metrics import REQUEST_SECONDS, REQUESTS, WATCHES
 from orchestrator.resources import AccessToken, Resource
 from orchestrator.settings import Settings
 
@@ -45,6 +48,9 @@ log = logger(__name__)
 _LONG_LIST: Final = 100
 """Lists from here on are written in a thread, so that others are answered meanwhile."""
 _VERBS: Final = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+_COUNTED: Final = frozenset({*_VERBS.values(), "list", "watch", "deletecollection"})
+"""Verbs as metrics have them; others are what somebody made up."""
+_LONGEST_NAME: Final = 253
 _RIGHTS: Final = {"deletecollection": "delete"}
 """The verb that rights are given on, where it is another."""
 
@@ -97,6 +103,7 @@ class Server:
     async def __call__(self, request: Request) -> Response:
         """Answer a request."""
         asked = Asked(_VERBS.get(request.method, request.method.lower()))
+        began = time.monotonic()
         try:
             response = await self._answer(request, asked)
         except Exception as error:  # noqa: BLE001 - the entry point: whatever goes wrong is an answer
@@ -104,6 +111,10 @@ class Server:
             self._audit(request, asked, response.status_code, _message(error))
         else:
             self._audit(request, asked, response.status_code, "")
+        verb = asked.verb if asked.verb in _COUNTED else "other"
+        resource = asked.target.api.plural if asked.target is not None else ""
+        REQUESTS.labels(verb, resource, str(response.status_code)).inc()
+        REQUEST_SECONDS.labels(verb).observe(time.monotonic() - began)
         return response
 
     async def _answer(self, request: Request, asked: Asked) -> Response:
@@ -114,6 +125,8 @@ class Server:
             if request.method not in {"GET", "HEAD"}:
                 raise MethodNotAllowed(f"{path}: GET only")
             return _json(document)
+        if path in REVIEWS:
+            return await self._review(request, asked.identity)
         asked.target = target = self._paths.read(path)
         asked.name = target.name
         parameters = Parameters(request.query_params)
@@ -126,6 +139,15 @@ class Server:
             return await self._in_time(self._watch(request, target, parameters, asked.identity))
         with self._asking.one(asked.identity.name):
             return await self._in_time(self._do(request, asked, target, parameters))
+
+    async def _review(self, request: Request, identity: Identity) -> Response:
+        """Answer what somebody asks about themselves."""
+        if request.method != "POST":
+            raise MethodNotAllowed(f"{request.url.path}: POST only")
+        asked = await self._in_time(read_document(request, self._most_bytes))
+        if not isinstance(asked, dict):
+            raise BadRequest("the body of a review is an object")
+        return _json(to_json(REVIEWS[request.url.path](identity, asked)), 201)
 
     def _verb(self, request: Request, target: Target, parameters: Parameters) -> str:
         verb = _VERBS.get(request.method)
@@ -189,7 +211,8 @@ class Server:
         if identity.expires_at is not None:
             watch.seconds = min(watch.seconds, max(0.0, (identity.expires_at - self.access.now()).total_seconds()))
         self._watches[watch] = identity
-        watch.on_end += [give_back, partial(self._watches.pop, watch, None)]
+        WATCHES.inc()
+        watch.on_end += [give_back, partial(self._watches.pop, watch, None), WATCHES.dec]
         return watch
 
     def cut_watches(self) -> None:
@@ -206,6 +229,7 @@ class Server:
             body = parse_json(await read_body(request, self._most_bytes))
         else:
             body = await read_document(request, self._most_bytes)
+        asked.name = asked.name or _named(body)
         right = asked.verb
 
         def permit(old: Resource | None, new: Resource) -> None:
@@ -306,6 +330,13 @@ class Server:
             source=request.client.host if request.client is not None else "",
             dry_run=asked.dry,
         )
+
+
+def _named(body: Any) -> str:
+    """Give the name that a body says, for messages."""
+    meta = body.get("metadata") if isinstance(body, dict) else None
+    name = meta.get("name") if isinstance(meta, dict) else None
+    return name[:_LONGEST_NAME] if isinstance(name, str) else ""
 
 
 def _message(error: Exception) -> str:

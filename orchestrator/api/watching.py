@@ -13,10 +13,11 @@ from typing import Any, Final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from orchestrator.api.deltas import Delta
 from orchestrator.api.entries import ApiResource, Entry
 from orchestrator.api.errors import BadRequest, status_of, to_json
 from orchestrator.api.forms import Form
-from orchestrator.api.mirror import Delta, Mirror
+from orchestrator.api.mirror import Mirror
 from orchestrator.api.reading import around, at_least
 from orchestrator.api.targets import Choice, Parameters, Target
 from orchestrator.cli.tables import Around

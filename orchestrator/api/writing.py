@@ -37,7 +37,7 @@ from orchestrator.services import manifests, namespaces, nodes, operations, vms
 from orchestrator.services.classes import ChangedMeanwhile, delete_class, update_class
 from orchestrator.services.context import Context
 from orchestrator.services.evictions import EvictionState, evict
-from orchestrator.services.labelling import update_labels, update_operation
+from orchestrator.services.labelling import update_operation
 
 Permit = Callable[[Resource | None, Resource], None]
 """Told of what is stored (None: nothing) and what is to be, before that: raises `Forbidden` where it goes too far."""
@@ -119,7 +119,7 @@ class Writer:
             Invalid, NotFound, Refused: As the service says.
         """
         ctx = self._ctx(dry=dry)
-        old = self._find(target, ctx)
+        old = _find(target, ctx)
         new = _wanted(target, _document(target, body))
         permit(old, new)
         return self._store(target, new, ctx)
@@ -133,7 +133,7 @@ class Writer:
         """
         ctx = self._ctx(dry=dry)
         for attempt in range(_ATTEMPTS):
-            old = self._find(target, ctx)
+            old = _find(target, ctx)
             after = patch(target.api.wire(old))
             check_size(after)
             stored_version, named = old.metadata.resource_version, _metadata(after).get("resourceVersion")
@@ -161,7 +161,7 @@ class Writer:
             NotFound, Refused: As the service says.
         """
         ctx = self._ctx(dry=dry)
-        _check_preconditions(self._find(target, ctx), options)
+        _check_preconditions(_find(target, ctx), options)
         key = make_key(target.name, target.namespace)
         resource: Resource
         match target.api:
@@ -197,12 +197,6 @@ class Writer:
         if done.state is not EvictionState.GONE and (is_refused or not dry):
             raise TooManyRequests(done.message)
 
-    def _find(self, target: Target, ctx: Context) -> Resource:
-        found = ctx.store.find(target.api.kind, make_key(target.name, target.namespace))
-        if found is None:
-            raise not_found(target)
-        return found
-
     def _store(self, target: Target, wanted: Resource, ctx: Context) -> Resource:
         try:
             match wanted:
@@ -215,16 +209,25 @@ class Writer:
                 case Node():
                     return nodes.update_node(ctx, wanted)
                 case Namespace():
-                    return update_labels(ctx, wanted)
+                    return namespaces.update_namespace(ctx, wanted)
                 case _:
                     raise MethodNotAllowed(f"{target.api.plural} can't be changed")
         except NotFound as error:
-            if self._is_there(target, ctx):
+            if _is_there(target, ctx):
                 raise
             raise not_found(target) from error
 
-    def _is_there(self, target: Target, ctx: Context) -> bool:
-        return ctx.store.find(target.api.kind, make_key(target.name, target.namespace)) is not None
+
+def _find(target: Target, ctx: Context) -> Resource:
+    key = make_key(target.name, target.namespace)
+    found = namespaces.find(ctx, key) if target.api is NAMESPACES else ctx.store.find(target.api.kind, key)
+    if found is None:
+        raise not_found(target)
+    return found
+
+
+def _is_there(target: Target, ctx: Context) -> bool:
+    return ctx.store.find(target.api.kind, make_key(target.name, target.namespace)) is not None
 
 
 def _wanted(target: Target, data: dict[str, Any]) -> Resource:

@@ -13,8 +13,6 @@ $ vmherd api
 $ vmherd api --address 0.0.0.0 --port 8080
 
 """
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_GRACEFUL_S = 5
 
 
 def api(
@@ -32,11 +30,10 @@ def api(
 
 
 def _serve(config: Settings) -> None:
-    import uvicorn  # noqa: PLC0415 - the other commands don't need these
-
-    from orchestrator import logs  # noqa: PLC0415
+    from orchestrator import logs, metrics  # noqa: PLC0415 - the other commands don't need these
     from orchestrator.api.app import create_app  # noqa: PLC0415
     from orchestrator.api.audit import Audit  # noqa: PLC0415
+    from orchestrator.api.serving import Serving  # noqa: PLC0415
     from orchestrator.api.tls import ServerCertificate  # noqa: PLC0415
     from orchestrator.celery_app import CeleryMessenger, app  # noqa: PLC0415
     from orchestrator.services.context import Context  # noqa: PLC0415
@@ -44,21 +41,8 @@ def _serve(config: Settings) -> None:
     from orchestrator.store.connection import connect  # noqa: PLC0415
 
     logs.configure("api")
+    metrics.serve("api")
     store = Store(connect(config.redis_url.get_secret_value(), retries=0), config)
     audit = Audit(store, config.audit_log, reads=config.audit_reads)
-    certificate = ServerCertificate(config, [config.api_address]) if config.api_tls else None
-    uvicorn.run(
-        create_app(Context(store, CeleryMessenger(app)), audit, config),
-        host=config.api_address,
-        port=config.api_port,
-        http="httptools",
-        loop="asyncio",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=_GRACEFUL_S,
-        ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
-    )
+    tls = ServerCertificate(config, [config.api_address]) if config.api_tls else None
+    Serving(create_app(Context(store, CeleryMessenger(app)), audit, config), config, tls).run()

@@ -49,6 +49,7 @@ class Place:
 
 COMMANDS = {
     "get": Place("get", "get"),
+    "top": Place("top", "top"),
     "describe": Place("describe", "describe"),
     "create": Place("create", "create"),
     "apply": Place("apply", "apply"),
@@ -58,8 +59,11 @@ COMMANDS = {
     "restart": Place("moves", "restart", "RESTART_EXAMPLES"),
     "evict": Place("moves", "evict", "EVICT_EXAMPLES"),
     "migrate": Place("moves", "migrate", "MIGRATE_EXAMPLES"),
+    "drain": Place("drain", "drain"),
     "cordon": Place("nodes", "cordon", "CORDON_EXAMPLE"),
-    "uncordon": Place("nodes", "uncordon", "UNCORDON_EXAMPLE"),
+    "uncordon": Place("nodes", "uncordon", "UNCORDON_EXAMPLES"),
+    "maintain": Place("maintain", "maintain"),
+    "maintenance": Place("maintain", "maintenance"),
     "node": Place("nodes", "node"),
     "rebalance": Place("rebalance", "rebalance", "REBALANCE_EXAMPLES"),
     "explain": Place("rebalance", "explain", "EXPLAIN_EXAMPLE"),
@@ -68,6 +72,7 @@ COMMANDS = {
     "kubeconfig": Place("kubeconfig", "kubeconfig"),
     "adopt": Place("adopt", "adopt", "ADOPT_EXAMPLES"),
     "release": Place("adopt", "release", "RELEASE_EXAMPLES"),
+    "doctor": Place("doctor", "doctor", "EXAMPLE"),
     "api": Place("api", "api"),
     "run": Place("run", "run"),
     "up": Place("up", "up", "UP_EXAMPLES"),

@@ -12,6 +12,7 @@ from orchestrator.planner.policy import (
     CRASHED,
     RESTARTING,
     START_FAILED,
+    STOPPED_BY_NODE,
     STOPPED_BY_OPERATION,
 )
 from orchestrator.planner.standing import running_vm, shown_phase, stopped_vm
@@ -192,6 +193,13 @@ def nothing_to_stop(operation: VirtualMachineOperation, vm: VirtualMachine, now:
     return Transition(new, stopped_vm(vm, STOPPED_BY_OPERATION, f"stopped by {operation.name}", vm.status.counter, now))
 
 
+def nothing_to_move(operation: VirtualMachineOperation, vm: VirtualMachine, now: datetime) -> Transition:
+    """A VM that was to leave its node, for the node's sake or the herd's, has stopped meanwhile."""
+    new = _close(operation, OperationPhase.COMPLETED, now).with_status(progress=100)
+    message = f"{vm.name} does not run any more: there is nothing to move"
+    return Transition(say(new, Reason.OPERATION_COMPLETED, message, now, done=True))
+
+
 def completed(
     operation: VirtualMachineOperation, vm: VirtualMachine | None, reading: Reading, now: datetime
 ) -> Transition:
@@ -245,6 +253,8 @@ def came_back(
     if operation.status.superseded_by:
         return Transition(_close(operation, OperationPhase.SUPERSEDED, now), back, ended=True)
     what = {Action.MIGRATE: "migration", Action.START: "start", Action.STOP: "stop"}[grant.action]
+    if grant.revoked and operation.metadata.deletion_timestamp is None:
+        return _taken_back(operation, back, now)
     if grant.cancel:
         text = "aborted before it was started" if starts else f"aborted; it runs on node {grant.node}"
         new = say(_close(operation, OperationPhase.FAILED, now), Reason.ABORTED, text, now)
@@ -278,13 +288,47 @@ def came_back(
     return Transition(new, back, (Note("AttemptFailed", text, warning=True),), ended=True)
 
 
-def gone(operation: VirtualMachineOperation, vm: VirtualMachine | None, why: str, now: datetime) -> Transition:
-    """The guest ended in the middle: on neither host."""
+def revoked(operation: VirtualMachineOperation, why: str, now: datetime) -> VirtualMachineOperation:
+    """The control plane takes an open grant back: its node is told to leave it, or to abort."""
+    return say(operation.with_grant(cancel=True, revoked=why), Reason.ABORTED, f"taken back: {why}", now)
+
+
+def _taken_back(operation: VirtualMachineOperation, vm: VirtualMachine | None, now: datetime) -> Transition:
+    """What was taken back did not take place: another node is looked for, unless only that one was wanted.
+
+    It was no attempt that failed, and counts as none.
+    """
+    grant = open_grant(operation)
+    text = f"taken back from node {grant.target}: {grant.revoked}"
+    if operation.spec.migrate is not None and operation.spec.migrate.node_name:
+        new = say(_close(operation, OperationPhase.FAILED, now), Reason.ABORTED, text, now)
+        return Transition(new, vm, (Note("MigrationAborted", text, warning=True),), ended=True)
+    halfway = operation.spec.type is OperationType.RESTART and operation.status.phase is OperationPhase.IN_PROGRESS
+    new = operation.with_status(
+        phase=OperationPhase.IN_PROGRESS if halfway else OperationPhase.PENDING,
+        grant=None,
+        attempts=max(0, operation.status.attempts - 1),
+        target_node="",
+    )
+    reason = Reason.MIGRATION_PENDING if grant.action is Action.MIGRATE else Reason.NOT_READY
+    return Transition(say(new, reason, text, now), vm, (Note("GrantRevoked", text),), ended=True)
+
+
+def gone(
+    operation: VirtualMachineOperation, vm: VirtualMachine | None, why: str, now: datetime, *, by_host: bool = False
+) -> Transition:
+    """The guest ended in the middle: on neither host.
+
+    Args:
+        why: For people.
+        by_host: Its source was being shut down, and stopped it.
+    """
     new = _close(operation, OperationPhase.FAILED, now)
+    why = f"node {open_grant(operation).node} was shut down, and stopped it" if by_host else why
     if not operation.status.superseded_by:
-        new = say(new, Reason.OPERATION_FAILED, why, now)
-    told = Note("GuestEnded", f"the guest ended while it was migrated: {why}", warning=True)
-    stopped = vm and stopped_vm(vm, CRASHED, why, vm.status.counter, now)
+        new = say(new, Reason.ABORTED if by_host else Reason.OPERATION_FAILED, why, now)
+    told = Note("GuestEnded", f"the guest ended while it was migrated: {why}", warning=not by_host)
+    stopped = vm and stopped_vm(vm, STOPPED_BY_NODE if by_host else CRASHED, why, vm.status.counter, now)
     return Transition(new, stopped, (told,), ended=True)
 
 

@@ -2,8 +2,10 @@
 
 from orchestrator.resources.access_token import AccessToken, Role
 from orchestrator.resources.domain_xml import RenderHost, render_domain
+from orchestrator.resources.drain import NodeDrain
 from orchestrator.resources.event import Event, event_about
 from orchestrator.resources.grant import Action, Grant, GrantState, NodeGrant, Order, OrderKind, Reading, Settlement
+from orchestrator.resources.maintenance import Maintenance
 from orchestrator.resources.meta import (
     DEFAULT_NAMESPACE,
     Condition,
@@ -32,7 +34,9 @@ KINDS: dict[str, type[Resource]] = {
         VirtualMachineOperation,
         Node,
         NodeInventory,
+        NodeDrain,
         Namespace,
+        Maintenance,
         Event,
         AccessToken,
         RebalancePolicy,
@@ -50,8 +54,10 @@ __all__ = [
     "Grant",
     "GrantState",
     "Key",
+    "Maintenance",
     "Namespace",
     "Node",
+    "NodeDrain",
     "NodeGrant",
     "NodeInventory",
     "ObjectMeta",

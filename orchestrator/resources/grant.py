@@ -187,6 +187,7 @@ class Grant(Assignment):
         node: Who executes it: a migration's source, a start's host.
         memory_mib: Reserved on the target, QEMU's overhead included.
         cpu_millicores: Reserved on the target.
+        revoked: Why the control plane took it back; its operation goes on to another node.
         end: How the node said that its call ended (a `MigrationEnd`), empty before that.
         message: The hypervisor's words about it.
         timed_out: Whether its node ended it at a deadline. It is not tried again: it would only time out again.
@@ -197,6 +198,7 @@ class Grant(Assignment):
     cpu_millicores: int
     granted_at: Timestamp
     state: GrantState = GrantState.GRANTED
+    revoked: str = ""
     end: str = ""
     message: str = ""
     timed_out: bool = False

@@ -26,12 +26,15 @@ from orchestrator.resources import (
     with_condition,
 )
 from orchestrator.resources.cpu import NodeCpu
-from orchestrator.resources.node import Capacity, HypervisorInfo
+from orchestrator.resources.node import HYPERVISOR_LABEL, Capacity, HypervisorInfo
 from orchestrator.services import adoption_orders, migrations, preflight, settling
 from orchestrator.services.context import Context, add_notes
 from orchestrator.store import Batch, keys
 from orchestrator.store.connection import redis_errors
 from orchestrator.store.node_store import Report
+
+AGENT_ALIVE = "AgentAlive"
+"""The condition that a node's agent gives signs of life; see `services.agents`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +197,7 @@ def take_shutdown(ctx: Context, batch: Batch, node: str, at: datetime, *, begins
 
 
 def put_node(batch: Batch, old: Node | None, new: Node, changed: tuple[Condition, ...], at: datetime) -> None:
-    """Put a node with changed conditions; Ready is derived from its lease and its hypervisor. Tells when it changes."""
+    """Put a node with changed conditions, and tell when Ready changes: of its lease, its agent and its hypervisor."""
     conditions = new.status.conditions
     for condition in changed:
         conditions = with_condition(conditions, condition, at)
@@ -214,11 +217,14 @@ def put_node(batch: Batch, old: Node | None, new: Node, changed: tuple[Condition
 def _ready(conditions: tuple[Condition, ...]) -> Condition:
     lease = find_condition(conditions, "LeaseFresh")
     hypervisor = find_condition(conditions, "HypervisorAvailable")
+    agent = find_condition(conditions, AGENT_ALIVE)
     if lease is not None and lease.status != "True":
         return Condition(type="Ready", status="Unknown", reason="LeaseExpired", message=lease.message)
     if hypervisor is None or hypervisor.status != "True":
         message = f"its hypervisor does not answer: {hypervisor.message if hypervisor else ''}"
         return Condition(type="Ready", status="False", reason="HypervisorUnavailable", message=message)
+    if agent is not None and agent.status != "True":
+        return Condition(type="Ready", status="Unknown", reason=agent.reason, message=agent.message)
     return Condition(type="Ready", status="True", reason="NodeReady", message="lease renewed, hypervisor answers")
 
 
@@ -242,6 +248,8 @@ def _take_host(ctx: Context, batch: Batch, node: str, body: dict[str, Any], at: 
         boot_id=body.get("boot_id", ""),
         generation=body.get("generation", ""),
     )
+    if number := new.status.hypervisor.number:
+        new = new.with_(metadata=new.metadata.with_(labels={**new.metadata.labels, HYPERVISOR_LABEL: number}))
     available = Condition(type="HypervisorAvailable", status="True", reason="Connected")
     fresh = (Condition(type="LeaseFresh", status="True", reason="Registered"),) if old is None else ()
     put_node(batch, old, new, (available, *fresh), at)

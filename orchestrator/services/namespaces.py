@@ -4,11 +4,13 @@ from orchestrator.errors import AlreadyExists, NotFound, Refused
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
     Namespace,
+    ObjectMeta,
     VirtualMachine,
     VirtualMachineOperation,
     new_metadata,
 )
 from orchestrator.services.context import Context, deciding
+from orchestrator.services.labelling import update_labels
 
 _NAMED_AT_MOST = 3
 
@@ -23,6 +25,36 @@ def create_namespace(ctx: Context, wanted: Namespace) -> Namespace:
     if meta.name == DEFAULT_NAMESPACE or _inhabitants(ctx, meta.name):
         raise AlreadyExists(f"Namespace {meta.name!r} already exists")
     return ctx.store.must_commit(ctx.store.batch().create(Namespace(metadata=meta)))[0]  # type: ignore[return-value]
+
+
+def find(ctx: Context, name: str) -> Namespace | None:
+    """Give a project, stored or not; None where there is none."""
+    stored = ctx.store.find(Namespace, name)
+    if stored is not None:
+        return stored
+    is_there = name == DEFAULT_NAMESPACE or bool(_inhabitants(ctx, name))
+    return unstored(name) if is_there else None
+
+
+def unstored(name: str) -> Namespace:
+    """Give a project that is there only for what is in it."""
+    return Namespace(metadata=ObjectMeta(name=name, uid=f"namespace-{name}"))
+
+
+def update_namespace(ctx: Context, wanted: Namespace) -> Namespace:
+    """Replace a project's labels and annotations; one that was not stored is from then on.
+
+    Raises:
+        NotFound: No such project.
+        ChangedMeanwhile: `metadata.resourceVersion` is given, and another one is stored.
+    """
+    if ctx.store.find(Namespace, wanted.name) is not None:
+        return update_labels(ctx, wanted)
+    if find(ctx, wanted.name) is None:
+        raise NotFound(f"Namespace {wanted.name!r} not found")
+    meta = new_metadata(unstored(wanted.name).metadata, namespaced=False, now=ctx.now())
+    new = Namespace(metadata=meta.with_(labels=wanted.metadata.labels, annotations=wanted.metadata.annotations))
+    return ctx.store.must_commit(ctx.store.batch().create(new))[0]  # type: ignore[return-value]
 
 
 def delete_namespace(ctx: Context, name: str) -> Namespace:

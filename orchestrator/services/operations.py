@@ -50,25 +50,9 @@ def create_operation(ctx: Context, wanted: VirtualMachineOperation) -> VirtualMa
     check_priority(wanted)
 
     def decide() -> VirtualMachineOperation:
-        at = ctx.now()
-        meta = new_metadata(wanted.metadata, namespaced=True, now=at)
-        vm = ctx.store.find(VirtualMachine, make_key(wanted.spec.virtual_machine_name, meta.namespace))
-        if vm is None:
-            raise NotFound(
-                f"VirtualMachine {wanted.spec.virtual_machine_name!r} not found in namespace {meta.namespace!r}"
-            )
-        active = active_operation(ctx, vm.key)
-        if active is not None and not _gives_way(active, wanted.spec):
-            raise _blocked(active)
-        _check_applicable(ctx, wanted.spec, vm, active)
-        finalizers = (CLEANUP_FINALIZER,) if wanted.spec.type.is_migration else ()
-        meta = meta.with_(finalizers=finalizers, deletion_timestamp=None)
-        operation = wanted.with_(metadata=meta, status=OperationStatus(), created_version=0)
-        waits = Reason.MIGRATION_PENDING if wanted.spec.type.is_migration else Reason.NOT_READY
-        operation = say(operation, waits, "waits to be granted", at)
         batch = ctx.store.batch()
-        ended = put_superseded(batch, active, operation, at) if active is not None else None
-        written = ctx.store.must_commit(batch.create(operation))  # refused: another was faster, look again
+        ended = put_operation(ctx, batch, wanted, ctx.now())
+        written = ctx.store.must_commit(batch)  # refused: another was faster, look again
         if ended is not None:
             publish_result(ctx, ended)
         return written[-1]  # type: ignore[return-value]
@@ -76,6 +60,37 @@ def create_operation(ctx: Context, wanted: VirtualMachineOperation) -> VirtualMa
     operation = deciding(decide)
     wake_grant(ctx)
     return operation
+
+
+def put_operation(
+    ctx: Context, batch: Batch, wanted: VirtualMachineOperation, at: datetime
+) -> VirtualMachineOperation | None:
+    """Add to a batch that an operation is stored Pending; the last document of the batch is this operation then.
+
+    Returns:
+        The operation that it supersedes, as it is then: its result is published after the commit.
+
+    Raises:
+        NotFound: As `create_operation`.
+        Refused: As `create_operation`.
+        Invalid: As `create_operation`.
+    """
+    meta = new_metadata(wanted.metadata, namespaced=True, now=at)
+    vm = ctx.store.find(VirtualMachine, make_key(wanted.spec.virtual_machine_name, meta.namespace))
+    if vm is None:
+        raise NotFound(f"VirtualMachine {wanted.spec.virtual_machine_name!r} not found in namespace {meta.namespace!r}")
+    active = active_operation(ctx, vm.key)
+    if active is not None and not _gives_way(active, wanted.spec):
+        raise _blocked(active)
+    _check_applicable(ctx, wanted.spec, vm, active)
+    finalizers = (CLEANUP_FINALIZER,) if wanted.spec.type.is_migration else ()
+    meta = meta.with_(finalizers=finalizers, deletion_timestamp=None)
+    operation = wanted.with_(metadata=meta, status=OperationStatus(), created_version=0)
+    waits = Reason.MIGRATION_PENDING if wanted.spec.type.is_migration else Reason.NOT_READY
+    operation = say(operation, waits, "waits to be granted", at)
+    ended = put_superseded(batch, active, operation, at) if active is not None else None
+    batch.create(operation)
+    return ended
 
 
 def put_superseded(

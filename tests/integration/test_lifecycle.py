@@ -9,6 +9,7 @@ from orchestrator.queues import Message, Task
 from orchestrator.resources import (
     GrantState,
     Node,
+    NodeDrain,
     OperationPhase,
     OperationType,
     Reason,
@@ -18,6 +19,7 @@ from orchestrator.resources import (
     VmPhase,
     find_condition,
 )
+from orchestrator.resources.drain import VmState
 from orchestrator.services import operations, vms
 from orchestrator.services.nodes import set_unschedulable
 from orchestrator.store import keys
@@ -469,6 +471,13 @@ class TestHostShutdown:
         (first,) = stage.operations()
         failed = first.with_status(phase=OperationPhase.FAILED)
         stage.store.must_commit(stage.store.batch().put(first, failed))
+        stage.reconcile()
+        assert [o.name for o in stage.operations()] == [first.name], "not at once"
+        drain = stage.store.get(NodeDrain, "n1")
+        (vm,) = drain.vms.values()
+        assert (vm.state, vm.failures) == (VmState.WAITING, 1)
+        waited = drain.with_status(vms={"default/a": vm.with_(not_before=drain.status.started_at)})
+        stage.store.must_commit(stage.store.batch().put(drain, waited))
         stage.reconcile()
         stage.play(lambda: stage.world.hosts["n1"] == {} and stage.is_at_rest("a"))
 

@@ -301,7 +301,7 @@ def test_a_manifest_leaves_out_empty_fields_and_keeps_what_people_named() -> Non
     assert shown["metadata"]["labels"] == {"node-role/db": ""}, "a label without a value is a label"
     assert "annotations" not in shown["metadata"]
     assert "generateName" not in shown["metadata"]
-    assert shown["spec"] == {"unschedulable": False}
+    assert shown["spec"] == {"unschedulable": False, "witness": False}
     vm = a_vm("a")
     vm = vm.with_(spec=vm.spec.with_(node_selector={"gpu": ""}))
     assert vm.manifest()["spec"]["nodeSelector"] == {"gpu": ""}

@@ -6,7 +6,9 @@ from orchestrator.errors import Conflict, StoreUnavailable, VersionExpired
 from orchestrator.intake import Intake
 from orchestrator.queues import CONTROL, LIVENESS, TICK_PERIOD_S, Message, Task
 from orchestrator.services import capacity, rebalancing
+from orchestrator.services.agents import AgentWatch
 from orchestrator.services.context import Context
+from orchestrator.services.firmware import keep_firmware
 from orchestrator.services.granting import grant_pending
 from orchestrator.services.herd import Herd
 from orchestrator.services.housekeeping import remove_old_events, remove_old_operations
@@ -99,6 +101,7 @@ class ControlPlane:
         def housekeeping() -> None:
             remove_old_events(self._ctx)
             remove_old_operations(self._ctx)
+            keep_firmware(self._ctx, herd)
 
         handlers = {
             Task.GRANT: lambda: grant_pending(self._ctx, herd),
@@ -111,11 +114,12 @@ class ControlPlane:
 
     def _liveness(self) -> None:
         herd = self._loaded()
-        liveness = Liveness(self._ctx, herd)
+        liveness, agents = Liveness(self._ctx, herd), AgentWatch(self._ctx, herd)
 
         def scan() -> None:
             herd.follower.sync()
             liveness.scan()
+            agents.scan()
 
         serve(self._client, self._schedule, LIVENESS, {Task.LIVENESS: scan})
 
