@@ -38,7 +38,7 @@ from orchestrator.resources import (
 )
 from orchestrator.resources.drain import DrainSpec
 from orchestrator.resources.vmop import MigrateTo
-from orchestrator.services import adoption, drain_plans, drains, operations
+from orchestrator.services import adoption, drain_plans, drains, manifests, operations
 from orchestrator.services.adoption_orders import ADOPTING, RELEASING
 from orchestrator.services.context import Context
 from orchestrator.settings import settings
@@ -256,9 +256,9 @@ class Cluster:
         """
         return self.client.delete(VirtualMachine, make_key(vm, self.namespace))
 
-    def create(self, manifest: dict[str, Any]) -> operations.Creatable:
+    def create(self, manifest: dict[str, Any]) -> manifests.Creatable:
         """Create a resource from a manifest."""
-        return self.client.create(operations.read_manifest(manifest, ""))
+        return self.client.create(manifests.read_manifest(manifest, ""))
 
     def operation(self, name: str) -> Operation:
         """Give a handle on an operation."""
@@ -295,9 +295,7 @@ class Cluster:
             node: Its name.
             bring_back: Whether what its last drain moved comes home; None leaves that to the settings.
         """
-        if bring_back is None:
-            return self.client.set_unschedulable(node, unschedulable=False)
-        return drains.uncordon(self.context, node, bring_back=bring_back)
+        return self.client.set_unschedulable(node, unschedulable=False, bring_back=bring_back)
 
     def drain(
         self,

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from orchestrator.errors import Conflict, StoreUnavailable
 from orchestrator.logs import logger
+from orchestrator.metrics import REPORTS, REPORTS_LOST
 from orchestrator.resources import Node
 from orchestrator.services.context import Context
 from orchestrator.services.reports import take_report
@@ -72,10 +73,12 @@ class Intake:
                 if cursor and number != int(cursor.partition("-")[0]) + 1:
                     # The stream is bounded: older reports were dropped. The node's next listing makes up for them.
                     log.warning("reports were lost", node=node, after=cursor, before=entry_id)
+                    REPORTS_LOST.inc()
                 if not self._take(node, number, fields, cursor):
                     break  # another intake is at this stream
                 cursor = entry_id
                 taken += 1
+                REPORTS.labels("taken").inc()
             if taken:
                 with redis_errors(redis):
                     redis.xtrim(keys.reports(node), minid=cursor or "0-0", approximate=True)
@@ -90,6 +93,7 @@ class Intake:
         except Exception as error:  # noqa: BLE001 - one node's report must not end the intake of all
             # A node can write anything into its own stream. What can't be read is dropped, and said.
             log.error("unreadable report dropped", node=node, number=number, error=repr(error))
+            REPORTS.labels("unreadable").inc()
             return take_report(self.ctx, node, Report(number, "Unreadable", {}), cursor)
 
     def _find_nodes(self) -> None:

@@ -6,6 +6,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from pydantic.alias_generators import to_snake
 
+from orchestrator.lease import PROFILES, Lease
 from orchestrator.planner.rules import resident
 from orchestrator.planner.snapshot import Limits, NodeState, Snapshot
 from orchestrator.resources import (
@@ -266,7 +267,7 @@ def a_reading(state: str = "", *, job: bool = False, **more: Any) -> Reading:
 def seen(state: str, counter: int = 10, *, vm: str = "linux-vm", **more: Any) -> SeenDomain:
     """A domain as its host reported it."""
     fields = {"name": f"default.{vm}", "vm": f"default/{vm}", "incarnation": 1, "memory_mib": 1024, "vcpus": 1}
-    return SeenDomain(**{**fields, "state": state, "counter": counter, **more})
+    return SeenDomain(**{**fields, "state": state, "counter": counter, "began": counter, **more})
 
 
 def an_inventory(node: str, domains: dict[str, SeenDomain] | None = None, counter: int = 10) -> NodeInventory:
@@ -307,3 +308,9 @@ def a_snapshot(
             **more,
         }
     )
+
+
+def a_lease(sequence: int = 1, **fields: Any) -> Lease:
+    """One heartbeat; each is a second after the one before."""
+    values = {"generation": "g", "boot_id": "b", "created": float(sequence), "timing": PROFILES["medium"], **fields}
+    return Lease(sequence=sequence, **values)

@@ -143,10 +143,11 @@ class FakeNode:
         }
         return self.store.report("Listing", body)
 
-    def tell(self, uuid: str, detail: str = "", reason: str = "") -> int:
+    def tell(self, uuid: str, detail: str = "", reason: str = "", began: int | None = None) -> int:
         """Report one domain, or how it went."""
         if uuid in self.domains:
-            return self.store.report("Domain", {"uuid": uuid, "domain": self.describe(uuid)})
+            began = self.store.counter() if began is None else began
+            return self.store.report("Domain", {"uuid": uuid, "domain": self.describe(uuid), "began": began})
         self.told.pop(uuid, None)
         return self.store.report("Domain", {"uuid": uuid, "domain": None, "detail": detail, "reason": reason})
 

@@ -90,6 +90,7 @@ missing_packages() { # prints Debian's names of what is missing, one a line
     need pkg-config has pkg-config
     need libvirt-dev pkg-config --exists libvirt
     need redis-server has redis-server
+    need systemd has systemd-analyze # its check of the units; nothing of it runs
     if [ "$level" = lab ]; then
         need libvirt-daemon-system is_libvirt_complete
         need libvirt-clients has virsh
@@ -100,6 +101,13 @@ missing_packages() { # prints Debian's names of what is missing, one a line
         need cpio has cpio
         need xz-utils has xz # Debian's and Ubuntu's kernel modules are compressed with one or the other
         need zstd has zstd
+        need e2fsprogs has mkfs.ext4 # the guest with a watchdog
+        need prometheus has promtool
+        need docker.io has dockerd # an engine of the tests' own: tests/lab/docker_engine.py
+        need docker-compose has docker-compose
+        need debootstrap has debootstrap
+        need iptables has iptables
+        need chromium has chromium # tests/browser
     fi
     if [ -n "$python" ]; then
         python_packages "$python"
@@ -196,6 +204,13 @@ make_guest_image() { # cached under /var/cache/vmherd; from a kernel package tha
     }
 }
 
+make_container_images() { # cached likewise: what stands in for a registry of images
+    $VENV/bin/python -m tests.lab.docker_engine >"$LOG" 2>&1 || {
+        tail -n 15 "$LOG" >&2
+        give_up "What the containers are built from could not be made. The last lines are above, all of them in $LOG."
+    }
+}
+
 # ------------------------------------------------------------------------------------------------------------ steps
 
 exec 9<.
@@ -235,4 +250,7 @@ if [ ${#packages[@]} -gt 0 ]; then
 fi
 if ! is_venv_current; then make_venv; fi
 exec 9>&-
-if [ "$level" = lab ]; then make_guest_image; fi
+if [ "$level" = lab ]; then
+    make_guest_image
+    make_container_images
+fi

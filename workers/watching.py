@@ -7,8 +7,9 @@ grant. When Redis is away it keeps trying: the migration itself needs no Redis, 
 
 import threading
 
+from orchestrator import metrics
 from orchestrator.errors import HypervisorError, OutcomeUnknown, StoreUnavailable
-from orchestrator.logs import logger
+from orchestrator.logs import about, logger
 from orchestrator.resources import NodeGrant
 from orchestrator.store.node_store import NodeStore
 from workers import clock
@@ -82,6 +83,10 @@ class Watch:
         return self._deadlines is not None and not self.post_copy and (self._cancelled or self.timed_out is not None)
 
     def _run(self) -> None:
+        with about(vm=self._grant.vm, operation=self._grant.operation):
+            self._follow()
+
+    def _follow(self) -> None:
         last, told = "0-0", float("-inf")
         while not self._done.is_set():
             try:
@@ -127,6 +132,7 @@ class Watch:
         deadlines.look(job, at)
         if job.total_bytes > 0:
             self._figures = _figures(job, deadlines.stalled_s(at))
+            metrics.show_migration(self._grant.vm, self._store.node, job)
 
     def _check_deadlines(self, deadlines: Deadlines) -> None:
         grant, at = self._grant, clock.monotonic()

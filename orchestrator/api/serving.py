@@ -1,11 +1,12 @@
 """The HTTP server around the application."""
 
-import ssl
+import asyncio
 from socket import socket
 
 import uvicorn
 from fastapi import FastAPI
 
+from orchestrator.api.tls import ServerCertificate
 from orchestrator.settings import Settings
 
 _KEPT_ALIVE_S = 180
@@ -21,10 +22,10 @@ class Serving(uvicorn.Server):
     Args:
         app: As `create_app` made it.
         config: The `api_` settings.
-        tls: For TLS; None: plain HTTP.
+        tls: The certificate, which is kept current while the server runs; None: plain HTTP.
     """
 
-    def __init__(self, app: FastAPI, config: Settings, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, app: FastAPI, config: Settings, tls: ServerCertificate | None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -40,12 +41,22 @@ class Serving(uvicorn.Server):
                 proxy_headers=False,
                 timeout_keep_alive=_KEPT_ALIVE_S,
                 timeout_graceful_shutdown=_GRACEFUL_S,
-                ssl_context_factory=None if tls is None else lambda *_: tls,
+                ssl_context_factory=None if tls is None else lambda *_: tls.context,
             )
         )
         self._app = app
+        self._tls = tls
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """Begin to listen, and to renew the certificate."""
+        await super().startup(sockets)
+        if self._tls is not None:
+            self._renewing = asyncio.create_task(self._tls.keep_current())
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Stop listening, end watches, and wait for what else is under way."""
+        if self._renewing is not None:
+            self._renewing.cancel()
         self._app.state.mirror.end_watches()
         await super().shutdown(sockets)

@@ -9,7 +9,7 @@ from orchestrator.api.errors import BadRequest
 from orchestrator.api.selectors import Fields, FieldSelector, LabelSelector, parse_fields, parse_labels
 from orchestrator.errors import NotFound
 from orchestrator.resources import Resource
-from orchestrator.resources.meta import shown
+from orchestrator.resources.names import shown
 
 _NAMESPACES: Final = "namespaces"
 _OF_NAMESPACES: Final = frozenset({"status", "finalize"})

@@ -16,6 +16,7 @@ already gives certificate files of its own (`VMHERD_TLS_CERT_FILE`, `VMHERD_TLS_
 they are read again when they change.
 """
 
+import asyncio
 import fcntl
 import ipaddress
 import os
@@ -36,7 +37,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from orchestrator.errors import Invalid, NotFound
+from orchestrator.errors import Invalid, NotFound, VmherdError
 from orchestrator.logs import logger
 from orchestrator.settings import Settings
 
@@ -95,7 +96,7 @@ class ServerCertificate:
     def renew_if_due(self) -> bool:
         """Renew the certificate where its end is near, or read it again where its file was changed.
 
-        To be called once an hour. What fails leaves the certificate as it is.
+        What fails leaves the certificate as it is.
 
         Returns:
             Whether new connections are shown another one from now on.
@@ -103,10 +104,26 @@ class ServerCertificate:
         Raises:
             Invalid: As the constructor.
         """
+        return self._load(*self._prepare())
+
+    async def keep_current(self, every_s: float = 3600.0) -> None:
+        """Call `renew_if_due` again and again, for ever; what fails is logged, and tried the next time.
+
+        The context is changed in the event loop's thread, which makes all connections from it: OpenSSL does not take
+        both at once.
+        """
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                self._load(*await asyncio.to_thread(self._prepare))
+            except VmherdError as error:
+                log.error("certificate not renewed", error=str(error))
+
+    def _prepare(self) -> tuple[Path, Path | None]:
         config = self._config
         if config.tls_cert_file is not None:
-            return self._load(config.tls_cert_file, config.tls_key_file)
-        return self._load(ensure_certificate(config.tls_dir, self._names, self._now()), None)
+            return config.tls_cert_file, config.tls_key_file
+        return ensure_certificate(config.tls_dir, self._names, self._now()), None
 
     def _load(self, certificate: Path, key: Path | None) -> bool:
         try:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli.completion import complete_kinds, complete_names
 from orchestrator.resources import (
     Event,
     Maintenance,
@@ -60,8 +61,13 @@ def parse_kind(word: str) -> type[Resource]:
     return kind
 
 
-KindName = Annotated[str, typer.Argument(metavar="KIND", help="vm, vmclass, vmop, node, drain, maintenance or event.")]
-Names = Annotated[list[str] | None, typer.Argument(metavar="NAME", show_default=False)]
+KindName = Annotated[
+    str,
+    typer.Argument(
+        metavar="KIND", help="vm, vmclass, vmop, node, drain, maintenance or event.", autocompletion=complete_kinds
+    ),
+]
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME", show_default=False, autocompletion=complete_names)]
 
 
 def parse_targets(kind: str, names: list[str] | None, *, needs_name: bool = False) -> tuple[type[Resource], list[str]]:

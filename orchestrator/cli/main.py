@@ -49,6 +49,7 @@ class Place:
 
 COMMANDS = {
     "get": Place("get", "get"),
+    "top": Place("top", "top"),
     "describe": Place("describe", "describe"),
     "create": Place("create", "create"),
     "apply": Place("apply", "apply"),
@@ -64,10 +65,14 @@ COMMANDS = {
     "maintain": Place("maintain", "maintain"),
     "maintenance": Place("maintain", "maintenance"),
     "node": Place("nodes", "node"),
+    "rebalance": Place("rebalance", "rebalance", "REBALANCE_EXAMPLES"),
+    "explain": Place("rebalance", "explain", "EXPLAIN_EXAMPLE"),
+    "plan": Place("rebalance", "plan"),
     "token": Place("tokens", "token"),
     "kubeconfig": Place("kubeconfig", "kubeconfig"),
     "adopt": Place("adopt", "adopt", "ADOPT_EXAMPLES"),
     "release": Place("adopt", "release", "RELEASE_EXAMPLES"),
+    "doctor": Place("doctor", "doctor", "EXAMPLE"),
     "api": Place("api", "api"),
     "run": Place("run", "run"),
     "up": Place("up", "up", "UP_EXAMPLES"),

@@ -30,6 +30,7 @@ from orchestrator.resources import (
     Action,
     Key,
     OperationType,
+    Priority,
     Reason,
     VirtualMachine,
     VirtualMachineOperation,
@@ -103,7 +104,15 @@ class NothingToStop:
     vm: VirtualMachine
 
 
-Decision = Go | Wait | Check | Fail | NothingToStop
+@dataclass(frozen=True, slots=True)
+class NothingToMove:
+    """Done already: a VM that was to leave its node does not run any more."""
+
+    operation: VirtualMachineOperation
+    vm: VirtualMachine
+
+
+Decision = Go | Wait | Check | Fail | NothingToStop | NothingToMove
 
 NO_NODE_FITS = frozenset({Reason.TARGET_UNSCHEDULABLE, Reason.TARGET_DISK_ERROR})
 WITHOUT_TARGET = NO_NODE_FITS | {Reason.TARGET_PREPARING, Reason.WAITING_FOR_VM_TO_BE_READY_TO_MIGRATE}
@@ -238,6 +247,8 @@ def _decide_migration(work: _Work, operation: VirtualMachineOperation, vm: Virtu
     if isinstance(conflict, PolicyConflict):
         return Fail(operation, Reason.NOT_APPLICABLE_FOR_LIVE_MIGRATION_POLICY, conflict.message)
     if vm.status.phase is not VmPhase.RUNNING:
+        if not vm.status.phase.occupies_node and operation.priority is not Priority.PERSON:
+            return NothingToMove(operation, vm)  # what it was to leave, it has left
         if not vm.status.phase.occupies_node:  # else its policy, which waits for this operation, never starts it
             message = f"{vm.name} is {vm.status.phase}, only a Running VM migrates"
             return Fail(operation, Reason.NOT_APPLICABLE_FOR_PHASE, message)

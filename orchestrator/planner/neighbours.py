@@ -8,7 +8,7 @@ as one place. A VM's own presence never speaks for or against it.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.planner.rules import Resident, Spread, Term
@@ -51,6 +51,7 @@ class Neighbours:
         self._groups: dict[Term, _Group] = {}
         self._meant_by: dict[Key, list[_Group]] = defaultdict(list)
         self._by_label: dict[tuple[str, str], set[Key]] | None = None
+        self._places_by_key: dict[str, dict[str, str]] = {}
         self._terms_by_label: dict[tuple[str, str] | None, list[_Group]] = defaultdict(list)
         self._spread_over: dict[tuple[Key, Spread], dict[str, frozenset[str]]] = {}
         with_rules = []
@@ -176,11 +177,17 @@ class Neighbours:
                 total -= self._skew(one, spread, node)
         return total
 
-    def breaks(self, key: Key, node: str) -> str:
-        """Say whose rule would be broken if a VM were on this node alone; empty when nobody's that holds now."""
+    def breaks(self, key: Key, node: str, is_excused: Callable[[Key], bool] = lambda _: False) -> str:
+        """Say whose rule would be broken if a VM were on this node alone; empty when nobody's that holds now.
+
+        Args:
+            key: Of the picture.
+            node: One of the nodes.
+            is_excused: Tells VMs whose rules don't count, since they can't stay where they are anyway.
+        """
         old = self._at[key]
         others = set[Key]().union(*(group.dependants for group in self._meant_by.get(key, ()))) - {key}
-        whole = [other for other in sorted(others) if not self._violation(other)]
+        whole = [other for other in sorted(others) if not is_excused(other) and not self._violation(other)]
         if not whole:
             return ""
         self.put(key, (node,))
@@ -202,10 +209,13 @@ class Neighbours:
 
     def _place(self, term: Term, node: str) -> str | None:
         """Give a node's value of a term's label; a host's name is its own without a label too."""
-        state = self._nodes.get(node)
-        if state is not None and (value := state.labels.get(term.topology_key)) is not None:
-            return value
-        return node if term.topology_key == HOSTNAME else None
+        key = term.topology_key
+        places = self._places_by_key.get(key)
+        if places is None:
+            own = {name: name for name in self._nodes} if key == HOSTNAME else {}
+            told = {name: value for name, state in self._nodes.items() if (value := state.labels.get(key)) is not None}
+            places = self._places_by_key[key] = own | told
+        return places.get(node)
 
     def _other(self, places: Mapping[str, set[Key]], term: Term, node: str, but: Key) -> Key | None:
         """Give the first VM in a node's place that is not this one."""

@@ -10,7 +10,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from orchestrator.resources.meta import Model, Name, Resource, Timestamp
+from orchestrator.resources.meta import Model, Resource, Timestamp
+from orchestrator.resources.names import Name
 
 LONGEST_OUTPUT = 2_000
 """So many characters of a hook's output are kept: the last ones."""

@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping
 
 from orchestrator.errors import Invalid
-from orchestrator.resources.meta import parse, shown
+from orchestrator.resources.meta import parse
+from orchestrator.resources.names import shown
 from orchestrator.resources.scheduling import NodeSelectorRequirement
 from orchestrator.resources.vm import VirtualMachine
 

@@ -29,7 +29,7 @@ from orchestrator.resources import (
     new_metadata,
     with_condition,
 )
-from orchestrator.resources.drain import DrainCause, DrainPhase, DrainSpec, DrainStatus, VmState
+from orchestrator.resources.drain import BRING_BACK_ANNOTATION, DrainCause, DrainPhase, DrainSpec, DrainStatus, VmState
 from orchestrator.resources.meta import split_key
 from orchestrator.resources.selectors import parse_selector
 from orchestrator.services.context import Context, add_notes, deciding, wake_grant
@@ -171,7 +171,7 @@ def uncordon(ctx: Context, node: str, *, bring_back: bool | None = None) -> bool
         ctx: To work with.
         node: Its name.
         bring_back: Whether the VMs that its last drain moved come home, as far as rules and room allow; None: as the
-            setting says.
+            node's annotation says, or else the setting.
 
     Returns:
         Whether anything changed.
@@ -179,11 +179,12 @@ def uncordon(ctx: Context, node: str, *, bring_back: bool | None = None) -> bool
     Raises:
         NotFound: No such node.
     """
-    returns = ctx.config.bring_back if bring_back is None else bring_back
 
     def decide() -> bool:
         old, drain, now = ctx.store.get(Node, node), ctx.store.find(NodeDrain, node), ctx.store.now()
         batch, notes = ctx.store.batch(), list[Note]()
+        said = old.metadata.annotations.get(BRING_BACK_ANNOTATION, str(ctx.config.bring_back).lower()) == "true"
+        returns = said if bring_back is None else bring_back
         new, after = old.with_(spec=old.spec.with_(unschedulable=False)), drain
         if old.spec.unschedulable:
             notes.append(Note("NodeUncordoned", ""))
@@ -220,6 +221,8 @@ def uncordon(ctx: Context, node: str, *, bring_back: bool | None = None) -> bool
 
 def step(ctx: Context, node: str) -> None:
     """Look at a node's drain, if there is one, and do what it comes to now."""
+    if ctx.store.is_dry:
+        return  # nothing follows from what is only tried out
     drop: list[VirtualMachineOperation] = []
     woken = False
 

@@ -7,13 +7,14 @@ schedulable nodes counted there and then), that the target may take VMs, and tha
 from collections.abc import Iterator
 
 from orchestrator.errors import Conflict
-from orchestrator.planner.flow import failed, granted, is_said, nothing_to_stop, say
+from orchestrator.planner.flow import failed, granted, is_said, nothing_to_move, nothing_to_stop, say
 from orchestrator.planner.migration import (
     NO_NODE_FITS,
     WITHOUT_TARGET,
     Check,
     Fail,
     Go,
+    NothingToMove,
     NothingToStop,
     Wait,
     plan_grants,
@@ -83,7 +84,7 @@ def grant_pending(ctx: Context, herd: Herd) -> int:
                     _ask(ctx, snapshot, decision)
                 case Fail():
                     _fail(ctx, decision.operation, decision.reason, decision.message)
-                case NothingToStop():
+                case NothingToStop() | NothingToMove():
                     _end_without_grant(ctx, decision)
         except Conflict:
             continue  # someone changed it meanwhile, and whoever did so wakes this task again
@@ -136,9 +137,16 @@ def _grant(ctx: Context, snapshot: Snapshot, go: Go, epoch: int) -> Refusal | No
     put_timers(ctx, batch, transition.operation)
     answer = ctx.store.commit(batch)
     if isinstance(answer, Refusal):
-        log.info("grant refused", operation=go.operation.key, check=answer.check, detail=answer.detail)
+        log.info(
+            "grant refused",
+            operation=go.operation.key,
+            vm=go.operation.vm_key,
+            check=answer.check,
+            detail=answer.detail,
+        )
         return answer
-    log.info("granted", operation=go.operation.key, node=go.node, target=go.target, epoch=grant.epoch)
+    about = {"operation": go.operation.key, "vm": go.operation.vm_key}
+    log.info("granted", **about, action=grant.action.value, node=go.node, target=go.target, epoch=grant.epoch)
     send_grant(ctx, transition.operation)
     return None
 
@@ -203,9 +211,12 @@ def _waits(wait: Wait, snapshot: Snapshot) -> VirtualMachineOperation | None:
     return new.with_status(unschedulable_since=(since or at) if is_unschedulable else None)
 
 
-def _end_without_grant(ctx: Context, decision: NothingToStop) -> None:
+def _end_without_grant(ctx: Context, decision: NothingToStop | NothingToMove) -> None:
     at = ctx.now()
-    transition = nothing_to_stop(decision.operation, decision.vm, at)
+    if isinstance(decision, NothingToStop):
+        transition = nothing_to_stop(decision.operation, decision.vm, at)
+    else:
+        transition = nothing_to_move(decision.operation, decision.vm, at)
     batch = ctx.store.batch()
     put_transition(batch, decision.operation, decision.vm, transition, at)
     ctx.store.must_commit(batch)

@@ -4,7 +4,7 @@ What a snapshot says of a node is kept until something on that node changes, so 
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from orchestrator.planner.applicability import handed_over
@@ -36,12 +36,16 @@ KINDS = (Node, NodeDrain, Maintenance, NodeInventory, VirtualMachine, VirtualMac
 class Herd:
     """Follows the store; one a process.
 
+    Args:
+        on_change: Called, from the follower's thread, when something has changed.
+
     Attributes:
         follower: The copy.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, on_change: Callable[[], object] | None = None) -> None:
         self.store = store
+        self._on_change = on_change
         self._open: set[Key] = set()
         self._states: dict[str, NodeState] = {}
         self._residents: dict[Key, Resident] = {}
@@ -68,8 +72,12 @@ class Herd:
             found = [documents[key] for key in self._open if key in documents]
         return [r for r in found if isinstance(r, VirtualMachineOperation)]
 
-    def snapshot(self) -> Snapshot:
-        """Give the herd as of now: all that was committed before this call is in it."""
+    def snapshot(self, *, whole: bool = False) -> Snapshot:
+        """Give the herd as of now: all that was committed before this call is in it.
+
+        Args:
+            whole: With all VMs, and not only those of pending operations.
+        """
         self.follower.sync()
         at = self.store.now()
         config = self.store.config
@@ -79,7 +87,7 @@ class Herd:
                 o for o in self.active_operations() if o.status.grant is None and o.metadata.deletion_timestamp is None
             )
             ending = {o.vm_key: o for o in self.open_operations() if o.status.superseded_by}
-            wanted = {Key(o.vm_key) for o in pending}
+            wanted = set(self._vms()) if whole else {Key(o.vm_key) for o in pending}
             vms = {key: vm for key in wanted if (vm := self.follower.get(VirtualMachine, key)) is not None}
             return Snapshot(
                 now=at,
@@ -95,6 +103,9 @@ class Herd:
                 classes={vm_class.name: vm_class for vm_class in self.follower.all(VirtualMachineClass)},
                 residents=self._all_residents(),
             )
+
+    def _vms(self) -> Iterable[Key]:
+        return self.follower.resources[VirtualMachine.kind_name]
 
     def _node_states(self) -> dict[str, NodeState]:
         for index in self.follower.touched:
@@ -137,7 +148,8 @@ class Herd:
             name=node.name,
             labels=node.metadata.labels,
             ready=node.is_ready,
-            cordoned=node.spec.unschedulable or node.is_shutting_down,
+            cordoned=node.spec.unschedulable,
+            shutting_down=node.is_shutting_down,
             memory_mib=capacity[0],
             cpu_millicores=capacity[1],
             memory_used_mib=memory,
@@ -206,6 +218,8 @@ class Herd:
                     self._open.add(key)
                 else:
                     self._open.discard(key)
+        if self._on_change is not None:
+            self._on_change()
 
 
 def _waits_for(ending: VirtualMachineOperation) -> str:

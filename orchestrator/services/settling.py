@@ -12,17 +12,15 @@ from orchestrator.logs import logger
 from orchestrator.planner.flow import (
     Note,
     Transition,
-    adopted,
     came_back,
     completed,
     critical,
     gone,
     is_said,
-    next_round,
     say,
-    settling,
 )
 from orchestrator.planner.observation import observe
+from orchestrator.planner.rounds import adopted, next_round, settling
 from orchestrator.planner.settlement import ALIVE, Settled, Verdict, settle_migration, settle_start, settle_stop
 from orchestrator.resources import (
     Action,
@@ -207,7 +205,9 @@ def _decide(
             transition = Transition(say(new, Reason.OUTCOME_UNKNOWN, settled.why, at), notes=(note,))
             return settled, critical(transition, settled.why) if settled.critical else transition
         case Verdict.GONE:
-            return settled, gone(operation, vm, f"{settled.why} ({words})", at)
+            node = ctx.store.find(Node, grant.node)
+            by_host = node is not None and node.is_shutting_down
+            return settled, gone(operation, vm, f"{settled.why} ({words})", at, by_host=by_host)
         case Verdict.ASK_AGAIN | Verdict.PERSON:
             return settled, next_round(operation, settled.why, at)
 

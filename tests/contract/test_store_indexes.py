@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import AlreadyExists, Conflict
-from orchestrator.planner.flow import settling
+from orchestrator.planner.rounds import settling
 from orchestrator.resources import (
     KINDS,
     Action,

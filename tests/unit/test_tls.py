@@ -1,5 +1,6 @@
 """The API's certificates: made, shared, renewed; and what a client makes of them."""
 
+import asyncio
 import socket
 import ssl
 import threading
@@ -14,6 +15,7 @@ from cryptography import x509
 from orchestrator.api.tls import ServerCertificate, ca_certificate, ensure_certificate, server_names
 from orchestrator.errors import Invalid, NotFound
 from orchestrator.settings import Settings
+from tests.waiting import wait_until
 
 NAMES = ("api.example", "192.0.2.1")
 LATER = timedelta(days=61)
@@ -134,6 +136,34 @@ class TestRenewal:
             assert server.renew_if_due()
             with pytest.raises(ssl.SSLCertVerificationError, match="not yet valid"):
                 shake_hands(port, tmp_path / "ca.crt", "localhost")
+
+    def test_it_is_kept_current_and_a_failure_is_tried_again(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        days, told = [timedelta(0)], [""]
+        server = ServerCertificate(Settings(tls_dir=tmp_path), now=lambda: now() + days[0])
+        path = next(tmp_path.glob("server-*.pem"))
+        first = certificate_in(path)
+
+        def said(words: str) -> bool:
+            told[0] += "".join(capfd.readouterr())
+            return words in told[0]
+
+        path.chmod(0o644)  # refused as long as others may read the key
+        days[0] = LATER
+        loop = asyncio.new_event_loop()
+        keeping = loop.create_task(server.keep_current(every_s=0.01))
+        thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.wait([keeping])))
+        thread.start()
+        try:
+            wait_until(lambda: said("others than its owner may read it"), 10, "the failure is told")
+            assert certificate_in(path) == first
+            path.chmod(0o600)
+            wait_until(lambda: certificate_in(path) != first, 10, "a new certificate")
+        finally:
+            loop.call_soon_threadsafe(keeping.cancel)
+            thread.join(10)
+            loop.close()
 
     def test_never_longer_than_its_ca(self, tmp_path: Path) -> None:
         ensure_certificate(tmp_path, NAMES, now())

@@ -16,7 +16,7 @@ from orchestrator.resources import OperationType, RunPolicy, VirtualMachine, mak
 from orchestrator.resources.drain import DrainSpec
 from orchestrator.resources.maintenance import MaintenanceSpec
 from orchestrator.resources.vmop import MigrateTo
-from orchestrator.services import drains, maintenances, operations
+from orchestrator.services import drains, maintenances, operations, vms
 from orchestrator.services.nodes import set_unschedulable
 from orchestrator.services.vms import update_vm
 from tests.scenarios.engine.mail import Fate
@@ -109,7 +109,7 @@ for _kind in OperationType:
 @verb("create")
 def _create(run: Run, words: list[str]) -> None:
     """`VM`: of herd.yaml."""
-    operations.create_vm(run.ctx, run.manifest(words[0]))
+    vms.create_vm(run.ctx, run.manifest(words[0]))
 
 
 @verb("delete op")
@@ -120,7 +120,7 @@ def _delete_operation(run: Run, words: list[str]) -> None:
 
 @verb("delete vm")
 def _delete_vm(run: Run, words: list[str]) -> None:
-    operations.delete_vm(run.ctx, make_key(words[0], "default"))
+    vms.delete_vm(run.ctx, make_key(words[0], "default"))
 
 
 @verb("set policy")
