@@ -9,25 +9,31 @@ from typing import Any
 from celery.beat import ScheduleEntry, Scheduler
 from celery.signals import setup_logging
 
-from orchestrator import logs, metrics, queues
+from orchestrator import logs, metrics
 from orchestrator.celery_app import app
 from orchestrator.errors import StoreUnavailable
 from orchestrator.logs import logger
-from orchestrator.queues import TICK_PERIOD_S, Task
+from orchestrator.queues import CONTROL, LIVENESS, TICK_PERIOD_S, Task
 from orchestrator.settings import settings
 from orchestrator.store import keys
 from orchestrator.store.connection import connect, redis_errors
 
 log = logger(__name__)
 
-_QUEUES = {"reconcile": queues.CONTROL, "liveness": queues.LIVENESS, "housekeeping": queues.CONTROL}
-_TASKS = {"reconcile": Task.RECONCILE, "liveness": Task.LIVENESS, "housekeeping": Task.HOUSEKEEPING}
+_TASKS = {
+    "reconcile": Task.RECONCILE,
+    "liveness": Task.LIVENESS,
+    "housekeeping": Task.HOUSEKEEPING,
+    "rebalance": Task.REBALANCE,
+    "capacity": Task.CAPACITY,
+}
 
+app.conf.task_send_sent_event = False  # of ticks: see `tasks`
 app.conf.beat_schedule = {
     name: {
         "task": _TASKS[name].value,
         "schedule": period,
-        "options": {"queue": _QUEUES[name], "expires": 2 * period},
+        "options": {"queue": LIVENESS if name == "liveness" else CONTROL, "expires": 2 * period},
     }
     for name, period in TICK_PERIOD_S.items()
 }

@@ -91,6 +91,8 @@ class Settings(BaseSettings):
         resend_after: A granted operation that its node has not reported by then is sent again.
         ask_again_after: A question that was not answered by then is asked again.
         unschedulable_after: A person's operation for which no node fits fails after this long.
+        bring_back: Whether uncordoning a node moves home what its drain moved.
+        firmware_update: Move VMs that run on an outdated QEMU to nodes with the newest, once half of the nodes have it.
         retry_limit: Attempts at one migration before it fails for good.
         log_format: `console`, `json` or `auto` (console on a terminal).
         log_level: Of the standard library's names.
@@ -168,6 +170,8 @@ class Settings(BaseSettings):
     ask_again_after: Seconds = 2
     unschedulable_after: Seconds = 300
     retry_limit: int = Field(5, ge=1)
+    bring_back: bool = False
+    firmware_update: bool = True
 
     log_format: str = Field("auto", pattern="^(auto|console|json)$")
     log_level: str = "INFO"

@@ -22,6 +22,8 @@ _LIST_EVERY_S = 60.0
 _ADDRESSES_EVERY_S = 10.0
 _RETRY_S = 1.0
 _REBOOT_TOLD_S = 3.0
+_KEEPALIVE_S = 10.0
+"""A connection to a daemon that hangs is given up after so long: the news of it may come when the daemon is back."""
 
 
 class Inventory:
@@ -57,6 +59,7 @@ class Inventory:
         self._sent: dict[str, dict[str, Any]] = {}
         self._needs = needs
         self._rebooted_at: dict[str, float] = {}
+        self._answered_at = -_KEEPALIVE_S
 
     def note(self, event: DomainEvent) -> None:
         """Take an event of the hypervisor's."""
@@ -114,6 +117,8 @@ class Inventory:
             case EventKind.RESYNC:
                 return True
             case EventKind.LOST:
+                if clock.monotonic() - self._answered_at < _KEEPALIVE_S:
+                    return True  # it may be old news: a listing tells at once whether the daemon is there
                 report_surely(self._store, "HypervisorLost", {"message": "libvirtd's connection is gone"}, self._stop)
                 return False
             case EventKind.REBOOTED:
@@ -179,6 +184,7 @@ class Inventory:
         if order:
             self._needs.forget()  # what was told before may be lost, as the herd is in recovery
         found = self._hypervisor.domains()
+        self._answered_at = clock.monotonic()
         domains = [self._describe(domain) for domain in found]
         needs = [self._news(domain) for domain in found]
         body = {

@@ -3,11 +3,11 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Final
 
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator.api.access import Access
 from orchestrator.api.audit import Audit
@@ -24,11 +24,18 @@ from orchestrator.resources import AccessToken, Namespace, NodeInventory
 from orchestrator.services.context import Context
 from orchestrator.settings import Settings
 
-_METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-
 
 def _utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+def _answering(server: Server) -> ASGIApp:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            response = await server(Request(scope, receive))
+            await response(scope, receive, send)
+
+    return answer
 
 
 class Tokens:
@@ -94,6 +101,6 @@ def create_app(ctx: Context, audit: Audit, config: Settings, now: Callable[[], d
     app.add_route("/livez", healthy)
     app.add_route("/readyz", ready)
     app.add_route("/version", tell_version)
-    app.add_route("/{path:path}", server.__call__, _METHODS, include_in_schema=False)
+    app.router.default = _answering(server)  # not a route: paths may hold what no route's pattern matches
     app.state.mirror = mirror
     return app

@@ -24,9 +24,11 @@ CORDON_EXAMPLE = """Example:
 
 $ vmherd cordon node-1 node-2
 """
-UNCORDON_EXAMPLE = """Example:
+UNCORDON_EXAMPLES = """Examples:
 
 $ vmherd uncordon node-1
+
+$ vmherd uncordon node-1 --bring-back
 """
 ENROLL_EXAMPLES = """Examples:
 
@@ -65,18 +67,28 @@ def cordon(nodes: Nodes) -> None:
     _set_unschedulable(nodes, unschedulable=True)
 
 
-def uncordon(nodes: Nodes) -> None:
-    """Let virtual machines start and land on nodes again."""
-    _set_unschedulable(nodes, unschedulable=False)
+def uncordon(
+    nodes: Nodes,
+    bring_back: Annotated[
+        bool | None,
+        typer.Option(
+            "--bring-back/--no-bring-back",
+            help="Move home what their last drain moved; by default VMHERD_BRING_BACK says.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Let virtual machines start and land on nodes again. A drain ends: what has not begun is dropped."""
+    _set_unschedulable(nodes, unschedulable=False, bring_back=bring_back)
 
 
-def _set_unschedulable(nodes: list[str], *, unschedulable: bool) -> None:
+def _set_unschedulable(nodes: list[str], *, unschedulable: bool, bring_back: bool | None = None) -> None:
     done = "cordoned" if unschedulable else "uncordoned"
     failures = Failures()
     with open_client() as client:
         for name in dict.fromkeys(nodes):
             try:
-                changed = client.set_unschedulable(name, unschedulable=unschedulable)
+                changed = client.set_unschedulable(name, unschedulable=unschedulable, bring_back=bring_back)
             except (NotFound, Conflict, Refused) as error:
                 failures.add(str(error))
                 continue

@@ -20,6 +20,8 @@ run = typer.Typer(help="Run one of the herd's processes in the foreground.", no_
 
 _QUIET = ("--without-gossip", "--without-mingle", "-E", "--loglevel", "WARNING")
 _CONTROL_THREADS = 4
+_FLOWER_COLUMNS = "name,args,state,worker,received,started,runtime,result,uuid"
+"""Of its list of tasks: `args` begins with the VM and the operation, and is not among its own defaults."""
 
 
 def execute(*arguments: str) -> None:
@@ -117,6 +119,7 @@ def flower() -> None:
         "--read_only",
         f"--address={config.flower_address}",
         f"--port={config.flower_port}",
+        f"--tasks_columns={_FLOWER_COLUMNS}",
         "--enable_events",
         "--persistent=False",
     )

@@ -124,9 +124,9 @@ class LocalClient:
             deleted = delete_vm(self.context, key)
         return cast("C", deleted)
 
-    def set_unschedulable(self, node: str, *, unschedulable: bool) -> bool:
+    def set_unschedulable(self, node: str, *, unschedulable: bool, bring_back: bool | None = None) -> bool:
         """Cordon or uncordon a node."""
-        return nodes.set_unschedulable(self.context, node, unschedulable=unschedulable)
+        return nodes.set_unschedulable(self.context, node, unschedulable=unschedulable, bring_back=bring_back)
 
     def set_labels(self, node: str, changes: Mapping[str, str | None]) -> bool:
         """Set or remove labels of a node."""

@@ -121,8 +121,13 @@ class Client(Protocol):
         """
         ...
 
-    def set_unschedulable(self, node: str, *, unschedulable: bool) -> bool:
+    def set_unschedulable(self, node: str, *, unschedulable: bool, bring_back: bool | None = None) -> bool:
         """Cordon or uncordon a node; tells whether that is new.
+
+        Args:
+            node: Its name.
+            unschedulable: Whether it is to be cordoned.
+            bring_back: At an uncordon, whether what the last drain moved comes home; None leaves that to the settings.
 
         Raises:
             NotFound: No such node.

@@ -12,6 +12,7 @@ from orchestrator.planner.policy import (
     CRASHED,
     RESTARTING,
     START_FAILED,
+    STOPPED_BY_NODE,
     STOPPED_BY_OPERATION,
 )
 from orchestrator.planner.standing import running_vm, shown_phase, stopped_vm
@@ -192,6 +193,13 @@ def nothing_to_stop(operation: VirtualMachineOperation, vm: VirtualMachine, now:
     return Transition(new, stopped_vm(vm, STOPPED_BY_OPERATION, f"stopped by {operation.name}", vm.status.counter, now))
 
 
+def nothing_to_move(operation: VirtualMachineOperation, vm: VirtualMachine, now: datetime) -> Transition:
+    """A VM that was to leave its node, for the node's sake or the herd's, has stopped meanwhile."""
+    new = _close(operation, OperationPhase.COMPLETED, now).with_status(progress=100)
+    message = f"{vm.name} does not run any more: there is nothing to move"
+    return Transition(say(new, Reason.OPERATION_COMPLETED, message, now, done=True))
+
+
 def completed(
     operation: VirtualMachineOperation, vm: VirtualMachine | None, reading: Reading, now: datetime
 ) -> Transition:
@@ -306,13 +314,21 @@ def _taken_back(operation: VirtualMachineOperation, vm: VirtualMachine | None, n
     return Transition(say(new, reason, text, now), vm, (Note("GrantRevoked", text),), ended=True)
 
 
-def gone(operation: VirtualMachineOperation, vm: VirtualMachine | None, why: str, now: datetime) -> Transition:
-    """The guest ended in the middle: on neither host."""
+def gone(
+    operation: VirtualMachineOperation, vm: VirtualMachine | None, why: str, now: datetime, *, by_host: bool = False
+) -> Transition:
+    """The guest ended in the middle: on neither host.
+
+    Args:
+        why: For people.
+        by_host: Its source was being shut down, and stopped it.
+    """
     new = _close(operation, OperationPhase.FAILED, now)
+    why = f"node {open_grant(operation).node} was shut down, and stopped it" if by_host else why
     if not operation.status.superseded_by:
-        new = say(new, Reason.OPERATION_FAILED, why, now)
-    told = Note("GuestEnded", f"the guest ended while it was migrated: {why}", warning=True)
-    stopped = vm and stopped_vm(vm, CRASHED, why, vm.status.counter, now)
+        new = say(new, Reason.ABORTED if by_host else Reason.OPERATION_FAILED, why, now)
+    told = Note("GuestEnded", f"the guest ended while it was migrated: {why}", warning=not by_host)
+    stopped = vm and stopped_vm(vm, STOPPED_BY_NODE if by_host else CRASHED, why, vm.status.counter, now)
     return Transition(new, stopped, (told,), ended=True)
 
 

@@ -143,7 +143,7 @@ def _observe_absent(vm: VirtualMachine, node: str, seen: SeenDomain, now: dateti
         )
         return Observation(vm.with_status(conditions=with_condition(status.conditions, condition, now)))
     reason, message = _STOPS.get(seen.reason, (CRASHED, f"it ended on node {node} ({seen.reason or 'not known how'})"))
-    if seen.by_host and reason != DESTROYED:
+    if seen.by_host:
         reason, message = STOPPED_BY_NODE, f"node {node} was shut down"
     stopped = stopped_vm(vm, reason, message, seen.counter, now)
     notes: tuple[Note, ...] = (Note("Stopped", message, warning=reason == CRASHED),)

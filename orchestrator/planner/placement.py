@@ -148,6 +148,8 @@ def refusal(node: NodeState, demand: Demand) -> str:
         return demand.exclude[node.name]
     if not node.ready:
         return "not Ready"
+    if node.shutting_down:
+        return "shutting down"
     if node.cordoned:
         return "cordoned"
     if demand.node_name and node.name != demand.node_name:

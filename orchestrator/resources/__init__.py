@@ -5,6 +5,7 @@ from orchestrator.resources.domain_xml import RenderHost, render_domain
 from orchestrator.resources.drain import NodeDrain
 from orchestrator.resources.event import Event, event_about
 from orchestrator.resources.grant import Action, Grant, GrantState, NodeGrant, Order, OrderKind, Reading, Settlement
+from orchestrator.resources.maintenance import Maintenance
 from orchestrator.resources.meta import (
     DEFAULT_NAMESPACE,
     Condition,
@@ -20,6 +21,7 @@ from orchestrator.resources.meta import (
 )
 from orchestrator.resources.namespace import Namespace
 from orchestrator.resources.node import Node, NodeInventory, SeenDomain
+from orchestrator.resources.rebalancing import RebalancePolicy
 from orchestrator.resources.vm import RunPolicy, VirtualMachine, VmPhase
 from orchestrator.resources.vmclass import VirtualMachineClass
 from orchestrator.resources.vmop import OperationPhase, OperationType, Priority, Reason, VirtualMachineOperation
@@ -34,8 +36,10 @@ KINDS: dict[str, type[Resource]] = {
         NodeInventory,
         NodeDrain,
         Namespace,
+        Maintenance,
         Event,
         AccessToken,
+        RebalancePolicy,
     )
 }
 """Every kind that the store keeps, by name."""
@@ -50,6 +54,7 @@ __all__ = [
     "Grant",
     "GrantState",
     "Key",
+    "Maintenance",
     "Namespace",
     "Node",
     "NodeDrain",
@@ -63,6 +68,7 @@ __all__ = [
     "Priority",
     "Reading",
     "Reason",
+    "RebalancePolicy",
     "RenderHost",
     "Resource",
     "Role",

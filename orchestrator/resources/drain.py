@@ -13,6 +13,8 @@ from orchestrator.resources.meta import Model, Resource, Timestamp
 
 STRATEGY_ANNOTATION = "vmherd.dev/maintenance-strategy"
 """Of a VM: what is done about it where it can't leave its node by itself; a `Strategy`."""
+BRING_BACK_ANNOTATION = "vmherd.dev/bring-back"
+"""Of a node: `true` or `false`, in place of the setting, whether an uncordon moves home what its last drain moved."""
 DRAIN_ANNOTATION = "vmherd.dev/drain"
 """Of an operation: the node for whose drain, or return, it was made."""
 

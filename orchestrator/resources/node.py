@@ -1,5 +1,6 @@
 """`Node`: a hypervisor host, in the shape of Kubernetes' own; and what its inventory last said."""
 
+import re
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
@@ -7,6 +8,10 @@ from pydantic import Field, ValidationInfo, model_validator
 from orchestrator.resources.cpu import NodeCpu
 from orchestrator.resources.meta import Condition, Model, Resource, Timestamp, find_condition, is_stored, misplaced
 from orchestrator.resources.scheduling import Taint
+
+_VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,3}")
+HYPERVISOR_LABEL = "vmherd.dev/hypervisor-version"
+"""Of each node: its QEMU's version, as its agent tells it. The node's own, as its name is."""
 
 Count = Annotated[int, Field(ge=0, le=2**40)]
 """What a node counts. Bounded, as scripts and other nodes' counters go on from it."""
@@ -64,6 +69,12 @@ class HypervisorInfo(Model):
     domain_type: Literal["kvm", "qemu"] = "kvm"
     cpu_shares: bool = True
     cpu: NodeCpu | None = None
+
+    @property
+    def number(self) -> str:
+        """The number alone of its version, which can be a label: `7.2.22` of `QEMU 7.2.22`; empty if not known."""
+        found = _VERSION.search(self.version)
+        return found[0] if found else ""
 
     @property
     def platform(self) -> str:

@@ -29,7 +29,7 @@ from orchestrator.resources import (
     new_metadata,
     with_condition,
 )
-from orchestrator.resources.drain import DrainCause, DrainPhase, DrainSpec, DrainStatus, VmState
+from orchestrator.resources.drain import BRING_BACK_ANNOTATION, DrainCause, DrainPhase, DrainSpec, DrainStatus, VmState
 from orchestrator.resources.meta import split_key
 from orchestrator.resources.selectors import parse_selector
 from orchestrator.services.context import Context, add_notes, deciding, wake_grant
@@ -81,7 +81,8 @@ def begin(ctx: Context, node: str, spec: DrainSpec, *, cordon: bool = True) -> N
         _put(batch, old, new)
         drained = found.with_(spec=found.spec.with_(unschedulable=found.spec.unschedulable or cordon))
         batch.put(found, _with_condition(drained, new, ctx.now()))
-        notes = [Note("NodeDrainStarted", f"asked for by {spec.requested_by or spec.cause.value}")]
+        goes_on = old is not None and old.status.phase is DrainPhase.DRAINING
+        notes = [] if goes_on else [Note("NodeDrainStarted", f"asked for by {spec.requested_by or spec.cause.value}")]
         if drained.spec.unschedulable and not found.spec.unschedulable:
             notes.insert(0, Note("NodeCordoned", "no VM starts or lands here"))
         add_notes(batch, (found,), notes, ctx.now())
@@ -154,6 +155,7 @@ def cancel(ctx: Context, node: str, why: str) -> NodeDrain:
         batch = ctx.store.batch()
         _put(batch, old, new)
         _put_condition(ctx, batch, new)
+        _put_timer(batch, new, now, None)
         add_notes(batch, (ctx.store.find(Node, node),), (Note("NodeDrainCancelled", why),), ctx.now())
         return cast("NodeDrain", ctx.store.must_commit(batch)[0])
 
@@ -162,13 +164,14 @@ def cancel(ctx: Context, node: str, why: str) -> NodeDrain:
     return ctx.store.find(NodeDrain, node) or drain
 
 
-def uncordon(ctx: Context, node: str, *, bring_back: bool = False) -> bool:
+def uncordon(ctx: Context, node: str, *, bring_back: bool | None = None) -> bool:
     """Let VMs start and land on a node again; evacuations that have not begun are dropped.
 
     Args:
         ctx: To work with.
         node: Its name.
-        bring_back: Whether the VMs that its last drain moved come home, as far as rules and room allow.
+        bring_back: Whether the VMs that its last drain moved come home, as far as rules and room allow; None: as the
+            node's annotation says, or else the setting.
 
     Returns:
         Whether anything changed.
@@ -180,6 +183,8 @@ def uncordon(ctx: Context, node: str, *, bring_back: bool = False) -> bool:
     def decide() -> bool:
         old, drain, now = ctx.store.get(Node, node), ctx.store.find(NodeDrain, node), ctx.store.now()
         batch, notes = ctx.store.batch(), list[Note]()
+        said = old.metadata.annotations.get(BRING_BACK_ANNOTATION, str(ctx.config.bring_back).lower()) == "true"
+        returns = said if bring_back is None else bring_back
         new, after = old.with_(spec=old.spec.with_(unschedulable=False)), drain
         if old.spec.unschedulable:
             notes.append(Note("NodeUncordoned", ""))
@@ -188,11 +193,12 @@ def uncordon(ctx: Context, node: str, *, bring_back: bool = False) -> bool:
             notes.append(Note("NodeDrainCancelled", "its node was uncordoned"))
         elif drain is not None and drain.status.phase is DrainPhase.DRAINED:
             after = drain.with_status(phase=DrainPhase.UNCORDONED)
-        if bring_back and after is not None and any(vm.moved for vm in after.vms.values()):
+        if returns and after is not None and any(vm.moved for vm in after.vms.values()):
             after = sent_home(after, now)
             notes.append(Note("VirtualMachinesReturn", "those that its drain moved come home"))
         if drain is not None and after is not None and after != drain:
             _put(batch, drain, after)
+            _put_timer(batch, after, now, None)
         if new.spec != old.spec or after != drain:
             new = _with_condition(new, after, ctx.now()) if after is not None else new
         if new == old and after == drain:

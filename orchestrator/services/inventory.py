@@ -26,7 +26,7 @@ from orchestrator.resources import (
     with_condition,
 )
 from orchestrator.resources.cpu import NodeCpu
-from orchestrator.resources.node import Capacity, HypervisorInfo
+from orchestrator.resources.node import HYPERVISOR_LABEL, Capacity, HypervisorInfo
 from orchestrator.services import adoption_orders, migrations, preflight, settling
 from orchestrator.services.context import Context, add_notes
 from orchestrator.store import Batch, keys
@@ -248,6 +248,8 @@ def _take_host(ctx: Context, batch: Batch, node: str, body: dict[str, Any], at: 
         boot_id=body.get("boot_id", ""),
         generation=body.get("generation", ""),
     )
+    if number := new.status.hypervisor.number:
+        new = new.with_(metadata=new.metadata.with_(labels={**new.metadata.labels, HYPERVISOR_LABEL: number}))
     available = Condition(type="HypervisorAvailable", status="True", reason="Connected")
     fresh = (Condition(type="LeaseFresh", status="True", reason="Registered"),) if old is None else ()
     put_node(batch, old, new, (available, *fresh), at)

@@ -7,7 +7,7 @@ from orchestrator.errors import Invalid, Refused
 from orchestrator.lease import read_lease
 from orchestrator.planner.flow import Note
 from orchestrator.resources import Condition, Node, ObjectMeta, new_metadata, parse
-from orchestrator.resources.node import NodeSpec
+from orchestrator.resources.node import HYPERVISOR_LABEL, NodeSpec
 from orchestrator.resources.scheduling import NodeLabels, Taint
 from orchestrator.services import drains
 from orchestrator.services.classes import check_version
@@ -17,9 +17,11 @@ from orchestrator.store import keys
 from orchestrator.store.connection import redis_errors
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
+_OWN_LABELS = {HOSTNAME_LABEL: "name", HYPERVISOR_LABEL: "word"}
+"""Labels that only the node itself sets, and what they are of it."""
 
 
-def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool) -> bool:
+def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool, bring_back: bool | None = None) -> bool:
     """Cordon or uncordon a node. Migrations under way go on; nothing new starts or lands on a cordoned node.
 
     Uncordoning ends a drain of it: what has not begun is dropped.
@@ -31,7 +33,7 @@ def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool) -> bool:
         NotFound: No such node.
     """
     if not unschedulable:
-        return drains.uncordon(ctx, name)
+        return drains.uncordon(ctx, name, bring_back=bring_back)
 
     def decide() -> bool:
         old = ctx.store.get(Node, name)
@@ -120,9 +122,8 @@ def set_labels(ctx: Context, name: str, changes: Mapping[str, str | None]) -> bo
 
 def with_labels(old: Node, changes: Mapping[str, str | None]) -> Node:
     """Give a node with its labels changed; raises `Invalid` as `set_labels`."""
-    if HOSTNAME_LABEL in changes:
-        why = "is the node's own name, and can't be changed"
-        raise Invalid(f"metadata.labels.{HOSTNAME_LABEL}: {why}", ((f"metadata.labels.{HOSTNAME_LABEL}", why),))
+    for label in _OWN_LABELS.keys() & changes.keys():
+        raise _own_label(label)
     wanted = parse(NodeLabels, {"matchLabels": {key: value or "" for key, value in changes.items()}}).match_labels
     labels = {**old.metadata.labels, **wanted}
     kept = {key: value for key, value in labels.items() if changes.get(key, "") is not None}
@@ -178,9 +179,9 @@ def update_node(ctx: Context, wanted: Node) -> Node:
     def decide() -> tuple[Node, bool]:
         old = ctx.store.get(Node, wanted.name)
         check_version(old, wanted)
-        if labels.get(HOSTNAME_LABEL) != old.metadata.labels.get(HOSTNAME_LABEL):
-            why = "is the node's own name, and can't be changed"
-            raise Invalid(f"metadata.labels.{HOSTNAME_LABEL}: {why}", ((f"metadata.labels.{HOSTNAME_LABEL}", why),))
+        for label in _OWN_LABELS:
+            if labels.get(label) != old.metadata.labels.get(label):
+                raise _own_label(label)
         meta = old.metadata.with_(labels=labels, annotations=wanted.metadata.annotations)
         # A cordon is a step of its own below, where what follows from it for a drain of the node is done too.
         new = old.with_(metadata=meta, spec=wanted.spec.with_(unschedulable=old.spec.unschedulable))
@@ -190,6 +191,7 @@ def update_node(ctx: Context, wanted: Node) -> Node:
 
     node, is_changed = deciding(decide)
     if is_changed:
+        drains.step(ctx, wanted.name)
         wake_grant(ctx)
     if node.spec.unschedulable == wanted.spec.unschedulable:
         return node
@@ -212,3 +214,8 @@ def _change(ctx: Context, name: str, change: Callable[[Node], Node]) -> bool:
     if changed:
         wake_grant(ctx)
     return changed
+
+
+def _own_label(label: str) -> Invalid:
+    path, why = f"metadata.labels.{label}", f"is the node's own {_OWN_LABELS[label]}, and can't be changed"
+    return Invalid(f"{path}: {why}", ((path, why),))

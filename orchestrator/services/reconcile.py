@@ -1,8 +1,8 @@
 """Reconcile: what messages and wake-ups were to bring about, and did not.
 
 It sends again what was granted and never reported, presses questions that were not answered, settles suspect grants,
-stores results, starts VMs that are to run, goes on with drains, removes operations whose deletion waited, and wakes
-`grant` for what is pending. Each of these may be done at any time and any number of times.
+stores results, starts VMs that are to run, goes on with drains and maintenances, removes operations whose deletion
+waited, and wakes `grant` for what is pending. Each of these may be done at any time and any number of times.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from orchestrator.logs import logger
 from orchestrator.planner.policy import next_step
 from orchestrator.queues import lifecycle_queue
 from orchestrator.resources import GrantState, VirtualMachine, VirtualMachineOperation
-from orchestrator.services import adoption_orders, drains, policies, preflight, settling
+from orchestrator.services import adoption_orders, drains, maintenances, policies, preflight, settling
 from orchestrator.services.arming import keep_arming
 from orchestrator.services.classes import keep_classes
 from orchestrator.services.context import Context, deciding, grant_queue, send_grant, send_orders, wake_grant
@@ -45,6 +45,7 @@ def reconcile(ctx: Context, herd: Herd) -> None:
     operations = herd.follower.all(VirtualMachineOperation)
     _keep_policies(ctx, herd)
     drains.keep_drains(ctx, herd)
+    maintenances.keep_maintenances(ctx, herd)
     keep_classes(ctx, herd)
     _try(partial(_keep_membership, ctx, herd), "membership")
     keep_arming(ctx, herd)

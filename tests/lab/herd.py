@@ -142,25 +142,47 @@ class LabHerd:
 
     def start_node(self, host_name: str, name: str, entry: list[str] | None = None) -> Supervised:
         """Start one process of a node, inside its host and with the node's own Redis user."""
-        host = self.lab.host(host_name)
-        if host_name not in self._passwords:
-            client = connect(self.redis.url)
-            self._passwords[host_name] = access.enroll(client, host_name)
-            client.close()
-        base = self.redis.url_for_hosts.partition("@")[2]
-        env = self.environment(
-            VMHERD_REDIS_URL=f"redis://{access.user_name(host_name)}:{self._passwords[host_name]}@{base}",
-            VMHERD_NODE=host_name,
-            VMHERD_MIGRATION_URI=host.migration_uri,
-            # This machine's own is nobody's here.
-            VMHERD_WATCHDOG=str(self.watchdogs[host_name].path) if host_name in self.watchdogs else "off",
-        )
+        host, env = self.lab.host(host_name), self._node_environment(host_name)
         key = f"{host_name}/{name}"
         argv = self._argv(key, NODE_PROCESSES[name], entry)
         self.processes[key] = self.lab.supervise(
             lambda: host.popen(argv, env=env, log=f"{host_name}-{name}", cwd=self._source), key
         )
         return self.processes[key]
+
+    def shut_down(self, host_name: str, *, timeout_s: float, grace_s: float) -> None:
+        """Shut a host down in an orderly way, as far as `vmherd-guests.service` goes: returns once that lets it go on.
+
+        What systemd does after that is up to `LabHost.power_cut`.
+        """
+        times = {"VMHERD_HOST_SHUTDOWN_TIMEOUT": str(timeout_s), "VMHERD_HOST_SHUTDOWN_GRACE": str(grace_s)}
+        self._host_shutdown(host_name, timeout=timeout_s + grace_s + 30, **times)
+
+    def boot(self, host_name: str) -> None:
+        """Give a host its power back, and run what `vmherd-guests.service` runs then; returns once it is Ready."""
+        self.lab.host(host_name).power_on()
+        self._host_shutdown(host_name, "--over")
+        self.wait_ready([host_name])
+
+    def _host_shutdown(self, host_name: str, *arguments: str, timeout: float = 60, **env: str) -> None:
+        argv = [sys.executable, "-m", "orchestrator.cli", "run", "host-shutdown", *arguments]
+        environment = {**self._node_environment(host_name), **env}
+        self.lab.host(host_name).run(argv, env=environment, timeout=timeout, cwd=self._source)
+
+    def _node_environment(self, host_name: str) -> dict[str, str]:
+        """The environment of a node's process: inside its host, and with its own Redis user."""
+        if host_name not in self._passwords:
+            client = connect(self.redis.url)
+            self._passwords[host_name] = access.enroll(client, host_name)
+            client.close()
+        base = self.redis.url_for_hosts.partition("@")[2]
+        return self.environment(
+            VMHERD_REDIS_URL=f"redis://{access.user_name(host_name)}:{self._passwords[host_name]}@{base}",
+            VMHERD_NODE=host_name,
+            VMHERD_MIGRATION_URI=self.lab.host(host_name).migration_uri,
+            # This machine's own is nobody's here.
+            VMHERD_WATCHDOG=str(self.watchdogs[host_name].path) if host_name in self.watchdogs else "off",
+        )
 
     def environment(self, **more: str) -> dict[str, str]:
         """The environment of a process; from the source tree under test, whatever is installed."""

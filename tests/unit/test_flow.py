@@ -111,6 +111,15 @@ class TestMigration:
         assert condition is not None
         assert condition.reason == "Crashed"  # so a VM that is to run is started again
 
+    def test_a_guest_that_its_hosts_shutdown_stopped_is_no_crash(self) -> None:
+        transition = flow.gone(running(), a_vm(), "source absent, target absent", NOW, by_host=True)
+        assert transition.operation.message == "node n1 was shut down, and stopped it"
+        assert transition.vm is not None
+        condition = find_condition(transition.vm.status.conditions, "Running")
+        assert condition is not None
+        assert (condition.reason, transition.vm.status.failures) == ("StoppedByNode", 0)
+        assert not any(note.warning for note in transition.notes)
+
     def test_a_vm_whose_record_is_gone_stops_nothing(self) -> None:
         assert flow.began(granted_operation(), None, NOW).vm is None
         assert flow.completed(running(), None, a_reading("running"), NOW).ended
