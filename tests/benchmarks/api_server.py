@@ -135,6 +135,7 @@ def _lists(bench: Bench, client: httpx.Client, pid: int) -> list[Figure]:
         assert answer.text.count('"cells":') == VMS
     after_tables = _memory_mib(pid)
     whole: list[float] = []
+    whole_size = 0
     for _ in range(_LISTS + 1):
         began = time.perf_counter()
         whole_size = len(client.get(_VMS).content)
@@ -176,9 +177,9 @@ def _watches(bench: Bench, store: Store, port: int, token: str) -> tuple[list[Fi
             assert ready, "a watcher was not told"
             now = (time.perf_counter() - began) * 1000
             for key, _ in ready:
-                one: Any = key.fileobj
-                if b'"MODIFIED"' in one.recv(1 << 20) and one in waiting:
-                    waiting.remove(one)
+                told: Any = key.fileobj
+                if b'"MODIFIED"' in told.recv(1 << 20) and told in waiting:
+                    waiting.remove(told)
                     times_ms.append(now)
         last_ms.append(max(times_ms[-WATCHERS:]))
     for one in sockets:
