@@ -356,7 +356,7 @@ class Stage:
         )
         for entry_id, fields in found:
             report = Report(int(entry_id.partition("-")[0]), fields["kind"], json.loads(fields["body"]))
-            assert take_report(self.ctx, node, report, cursor)
+            assert take_report(self.ctx, node, report, cursor, self.ctx.store.now())
         return bool(found)
 
     def unread(self) -> bool:

@@ -49,6 +49,7 @@ class Watch:
         self._cancelled = grant.cancel
         self._deadlines: Deadlines | None = None
         self._figures: dict[str, int | bool] | None = None
+        self._began_at = clock.monotonic()
         self._done = threading.Event()
 
     def __enter__(self) -> "Watch":
@@ -102,7 +103,8 @@ class Watch:
                 continue
             try:
                 if clock.monotonic() - told >= _TELL_EVERY_S:
-                    self._tell()
+                    if self._figures is not None or clock.monotonic() - self._began_at >= _TELL_EVERY_S:
+                        self._tell()  # else there is no news: that it began was told when the grant was claimed
                     told = clock.monotonic()
                 last = self._store.wait_for_wake(last, _ABORT_EVERY_S if self._is_aborting else _TELL_EVERY_S)
             except StoreUnavailable as error:

@@ -27,12 +27,13 @@ from orchestrator.resources.access_token import compare_with_nothing, name_in
 OPEN_PATHS: Final = frozenset({"/healthz", "/livez", "/readyz", "/version"})
 """What anybody may read. Prefixes count for nothing: `/healthz/x` is not open."""
 
-_GROUPS: Final = {
+GROUPS: Final = {
     "virtualmachines": "virtualization.deckhouse.io",
     "virtualmachineoperations": "virtualization.deckhouse.io",
     "virtualmachineclasses": "virtualization.deckhouse.io",
     "pods/eviction": "policy",
 }
+"""API groups by resource; all others are in none."""
 
 
 class Tokens(Protocol):
@@ -174,7 +175,7 @@ def identity_of(token: AccessToken) -> Identity:
 
 def refusal(identity: Identity, verb: str, resource: str, namespace: str | None) -> str:
     """Say who can't do what, in Kubernetes' manner, and where the role counts."""
-    group = _GROUPS.get(resource, "")
+    group = GROUPS.get(resource, "")
     inside = f'in the namespace "{namespace}"' if namespace and resource != NAMESPACES else "at the cluster scope"
     plural = resource.partition("/")[0] + (f".{group}" if group else "")
     return (

@@ -1,7 +1,7 @@
 """Kubernetes' protobuf envelope, as far as kubectl sends it: for kinds that it knows by itself it has no JSON.
 
-`kubectl create namespace` and the evictions of `kubectl drain` come so. Only the fields that count here are read; all
-else is passed over, as protobuf means it to be.
+`kubectl create namespace`, `kubectl auth` and the evictions of `kubectl drain` come so. Only the fields that count here
+are read; all else is passed over, as protobuf means it to be.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -61,10 +61,20 @@ _META = _message(
 )
 _PRECONDITIONS = _message({1: ("uid", _text, False), 2: ("resourceVersion", _text, False)})
 _DELETE_OPTIONS = _message({2: ("preconditions", _PRECONDITIONS, False), 5: ("dryRun", _text, True)})
+_RESOURCE: Final = ("namespace", "verb", "group", "version", "resource", "subresource", "name")
+_ASKED = _message(
+    {
+        1: ("resourceAttributes", _message({n: (name, _text, False) for n, name in enumerate(_RESOURCE, 1)}), False),
+        2: ("nonResourceAttributes", _message({1: ("path", _text, False), 2: ("verb", _text, False)}), False),
+    }
+)
 _KINDS: Final[Mapping[str, Reader]] = {
     "Namespace": _message({1: ("metadata", _META, False)}),
     "Eviction": _message({1: ("metadata", _META, False), 2: ("deleteOptions", _DELETE_OPTIONS, False)}),
     "DeleteOptions": _DELETE_OPTIONS,
+    "SelfSubjectAccessReview": _message({2: ("spec", _ASKED, False)}),
+    "SelfSubjectRulesReview": _message({2: ("spec", _message({1: ("namespace", _text, False)}), False)}),
+    "SelfSubjectReview": _message({}),
 }
 _TYPE_META = _message({1: ("apiVersion", _text, False), 2: ("kind", _text, False)})
 _ENVELOPE = _message({1: ("type", _TYPE_META, False), 2: ("raw", bytes, False)})

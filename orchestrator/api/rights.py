@@ -48,10 +48,14 @@ class Rule:
     verbs: frozenset[str]
     resources: frozenset[str]
 
+    def is_for(self, role: Role) -> bool:
+        """Whether it gives a role something."""
+        return _RANK[role] >= _RANK[self.role]
+
     def covers(self, role: Role, verb: str, resource: str) -> bool:
         """Whether it gives this."""
         return (
-            _RANK[role] >= _RANK[self.role]
+            self.is_for(role)
             and (not self.verbs or verb in self.verbs)
             and (not self.resources or resource in self.resources)
         )

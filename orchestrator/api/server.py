@@ -31,6 +31,7 @@ from orchestrator.api.mirror import Mirror
 from orchestrator.api.openapi import OpenApi, is_kubernetes_own
 from orchestrator.api.patching import read_patch
 from orchestrator.api.reading import around, get, page, writer
+from orchestrator.api.reviews import REVIEWS
 from orchestrator.api.targets import Parameters, Paths, Target, is_dry_by
 from orchestrator.api.watching import Bounds, Watch, open_watch
 from orchestrator.api.writing import Deletion, Writer
@@ -124,6 +125,8 @@ class Server:
             if request.method not in {"GET", "HEAD"}:
                 raise MethodNotAllowed(f"{path}: GET only")
             return _json(document)
+        if path in REVIEWS:
+            return await self._review(request, asked.identity)
         asked.target = target = self._paths.read(path)
         asked.name = target.name
         parameters = Parameters(request.query_params)
@@ -136,6 +139,15 @@ class Server:
             return await self._in_time(self._watch(request, target, parameters, asked.identity))
         with self._asking.one(asked.identity.name):
             return await self._in_time(self._do(request, asked, target, parameters))
+
+    async def _review(self, request: Request, identity: Identity) -> Response:
+        """Answer what somebody asks about themselves."""
+        if request.method != "POST":
+            raise MethodNotAllowed(f"{request.url.path}: POST only")
+        asked = await self._in_time(read_document(request, self._most_bytes))
+        if not isinstance(asked, dict):
+            raise BadRequest("the body of a review is an object")
+        return _json(to_json(REVIEWS[request.url.path](identity, asked)), 201)
 
     def _verb(self, request: Request, target: Target, parameters: Parameters) -> str:
         verb = _VERBS.get(request.method)

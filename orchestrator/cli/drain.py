@@ -17,9 +17,9 @@ from orchestrator.cli.arguments import parse_duration
 from orchestrator.cli.tables import clean
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.cli.waiting import INTERRUPTED, Bars, Show, Watched, showing
+from orchestrator.client import Scope
 from orchestrator.client.following import follow
 from orchestrator.client.local import LocalClient
-from orchestrator.client.port import Scope
 from orchestrator.errors import NotFound, VmherdError
 from orchestrator.planner.drain import DrainPlan, eta_s
 from orchestrator.resources import Key, NodeDrain, VirtualMachineOperation
@@ -231,7 +231,8 @@ class _View:
 def _watch(ctx: Context, begun: list[NodeDrain]) -> None:
     with showing() as show:
         view = _View(begun, show)
-        for found in follow(LocalClient(ctx), Scope((NodeDrain, VirtualMachineOperation)), show.say, is_patient=True):
+        scope = Scope((NodeDrain, VirtualMachineOperation))
+        for found in follow(LocalClient(ctx), scope, show.say, is_patient=True):
             if found is not None:
                 view.take(found)
             if view.is_over():

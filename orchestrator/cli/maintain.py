@@ -26,9 +26,9 @@ from orchestrator.cli.drain import who
 from orchestrator.cli.tables import clean
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.cli.waiting import INTERRUPTED
+from orchestrator.client import Scope
 from orchestrator.client.following import follow
 from orchestrator.client.local import LocalClient
-from orchestrator.client.port import Scope
 from orchestrator.errors import StoreUnavailable
 from orchestrator.resources import Maintenance
 from orchestrator.resources.maintenance import LONGEST_OUTPUT, MaintenancePhase, MaintenanceSpec, NodeStage

@@ -41,13 +41,18 @@ from orchestrator.resources.vm_spec import VirtualMachineSpec
 
 @dataclass(frozen=True, slots=True)
 class Go:
-    """Grant this operation: `node` executes the action; the VM is to run on `target`, or is stopped there."""
+    """Grant this operation: `node` executes the action; the VM is to run on `target`, or is stopped there.
+
+    Attributes:
+        is_bound: Whether rules between VMs concern it: the grant rests on where all others are.
+    """
 
     operation: VirtualMachineOperation
     vm: VirtualMachine
     node: str
     target: str
     action: Action
+    is_bound: bool = False
 
     @property
     def spec(self) -> VirtualMachineSpec:
@@ -237,7 +242,7 @@ def _decide_start(work: _Work, operation: VirtualMachineOperation, vm: VirtualMa
         return Wait(operation, Reason.NOT_READY, "waits for a node that fits: each starts as many as it may at a time")
     if choice.node is None:
         return Wait(operation, Reason.TARGET_UNSCHEDULABLE, choice.explain())
-    return Go(operation, vm, choice.node, choice.node, Action.START)
+    return Go(operation, vm, choice.node, choice.node, Action.START, is_bound=work.company(vm) is not None)
 
 
 def _decide_migration(work: _Work, operation: VirtualMachineOperation, vm: VirtualMachine) -> Decision:
@@ -270,7 +275,7 @@ def _decide_migration(work: _Work, operation: VirtualMachineOperation, vm: Virtu
     demand = _demand(work, operation, vm, {source: "where it runs"})
     target = find_target(nodes, demand, vm, operation, snapshot.now)
     if target.node is not None:
-        return Go(operation, vm, source, target.node, Action.MIGRATE)
+        return Go(operation, vm, source, target.node, Action.MIGRATE, is_bound=demand.company is not None)
     wait = _wait_for_target(operation, target)
     return Check(wait, vm, target.ask) if target.ask else wait
 

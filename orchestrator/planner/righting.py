@@ -61,14 +61,19 @@ class Righting:
 
     def run(self) -> None:
         """Look for steps until there are none, or more than one scan may make."""
-        self._put_right()
-        self._search_all()
-        while self._policy.even_out and not self._is_full():
-            found = even_out(self.table, self._policy, self._policy.max_moves + 1 - len(self._steps))
-            self._steps += [Step(number, source, target, Cause.EVENNESS) for number, source, target in found]
+        if not self._policy.even_out:
+            self._put_right()
+            self._search_all()
+            return
+        self._repair()
+        while not self._is_full():
+            sent_mib = sum(self.table.pieces[step.number].cost_mib for step in self._steps)
+            left_mib = max(self._policy.max_gib * 1024 - sent_mib, 0)
+            found = even_out(self.table, self._policy, self._policy.max_moves + 1 - len(self._steps), left_mib)
+            self._steps += [Step(step.number, step.source, step.target, Cause.EVENNESS) for step in found]
+            self._put_right()  # what evening out leaves: it takes off peaks by itself, and with them most of the load
             if not found:
                 return
-            self._put_right()
 
     def taken_back(self) -> list[Step]:
         """Give the steps, with the table as it was before the first."""

@@ -75,6 +75,7 @@ class Snapshot:
         busy: VMs that must not be touched now, with the reason (an unknown migration of theirs runs).
         held: Operations that wait for the end of one that they superseded, or of an adoption, with the reason.
         vms: At least those of the pending operations.
+        placements: Grants that placed a VM, ever; all of them are in `residents`.
         residents: All VMs that take room of a node, as the rules between VMs see them.
     """
 
@@ -88,6 +89,7 @@ class Snapshot:
     memory_overhead_mib: int = 0
     limits: Limits = Limits()
     classes: Mapping[str, VirtualMachineClass] = field(default_factory=dict)
+    placements: int = 0
     residents: Mapping[Key, Resident] = field(default_factory=dict)
 
     def class_of(self, vm: VirtualMachine) -> VirtualMachineClass | None:

@@ -136,6 +136,19 @@ class Table:
         mask[self.at[number]] = False
         return mask
 
+    def has_room_beside(self, number: int, node: int, others: list[int]) -> bool:
+        """Whether a VM that fits on a node would fit as well if some others were there too.
+
+        To fit within the limits where it does so now, or else within what there is.
+        """
+        board = self.board
+        for cpu, memory in ((self.cpu_limit, self.memory_limit_mib), (board.cpu_millicores, board.memory_mib)):
+            cpu_left = int(cpu[node] - board.cpu_used_millicores[node] - self.cpu[number])
+            memory_left = int(memory[node] - board.memory_used_mib[node] - self.memory[number])
+            if cpu_left >= 0 and memory_left >= 0:
+                return cpu_left >= int(self.cpu[others].sum()) and memory_left >= int(self.memory[others].sum())
+        return False
+
     def objection(self, number: int, node: int) -> str:
         """Say which rule between VMs is against a move; empty when none is."""
         piece, name = self.pieces[number], self.board.names[node]

@@ -41,6 +41,7 @@ from orchestrator.services.context import (
     put_timers,
     put_transition,
     send_grant,
+    wake_grant,
 )
 from orchestrator.services.herd import Herd
 from orchestrator.services.migrations import foreseen, migration_terms
@@ -65,13 +66,15 @@ def grant_pending(ctx: Context, herd: Herd) -> int:
     snapshot = herd.snapshot()
     epochs = _epochs(ctx, len(snapshot.pending))
     waiting: list[Wait] = []
-    count = 0
+    count, placed, is_outdated = 0, 0, False
     for decision in plan_grants(snapshot):
         try:
             match decision:
                 case Go():
-                    refusal = _grant(ctx, snapshot, decision, next(epochs))
+                    refusal = _grant(ctx, snapshot, decision, next(epochs), snapshot.placements + placed)
                     count += refusal is None
+                    placed += refusal is None and decision.action is not Action.STOP
+                    is_outdated |= refusal is not None and refusal.check == "placements"
                     if refusal is not None and refusal.check == "identity":
                         return count  # recovery mode: nothing is granted
                 case Wait() if _has_waited_too_long(ctx, snapshot, decision):
@@ -89,6 +92,8 @@ def grant_pending(ctx: Context, herd: Herd) -> int:
         except Conflict:
             continue  # someone changed it meanwhile, and whoever did so wakes this task again
     _tell(ctx, snapshot, waiting)
+    if is_outdated:
+        wake_grant(ctx)
     return count
 
 
@@ -98,7 +103,7 @@ def _epochs(ctx: Context, most: int) -> Iterator[int]:
         yield from ctx.store.next_epochs(min(most, _EPOCHS_AT_A_TIME))
 
 
-def _grant(ctx: Context, snapshot: Snapshot, go: Go, epoch: int) -> Refusal | None:
+def _grant(ctx: Context, snapshot: Snapshot, go: Go, epoch: int, placements: int) -> Refusal | None:
     at = ctx.now()
     target = snapshot.nodes[go.target]
     migrates = go.action is Action.MIGRATE
@@ -128,6 +133,9 @@ def _grant(ctx: Context, snapshot: Snapshot, go: Go, epoch: int) -> Refusal | No
         limits = snapshot.limits
         batch.check("slots", go.operation.key, go.node, go.target, limits.outbound_per_node, limits.inbound_per_node)
     if go.action is not Action.STOP:
+        if go.is_bound:  # another worker may have put a VM that its rules are about where this plan did not see it
+            batch.check("placements", placements)
+        batch.effect("HINCRBY", keys.PLACEMENTS, "count", 1)
         batch.check("schedulable", go.target)
         batch.check("fits", go.target, grant.memory_mib, grant.cpu_millicores, target.memory_mib, target.cpu_millicores)
     if transition.vm is None:

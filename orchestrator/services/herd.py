@@ -6,6 +6,7 @@ What a snapshot says of a node is kept until something on that node changes, so 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import cast
 
 from orchestrator.planner.applicability import handed_over
 from orchestrator.planner.drain import by_remaining_work
@@ -26,6 +27,7 @@ from orchestrator.resources import (
 from orchestrator.resources.maintenance import NodeStage
 from orchestrator.resources.scheduling import Taint, TaintEffect
 from orchestrator.store import Change, Store, keys
+from orchestrator.store.connection import redis_errors
 from orchestrator.store.follower import Follower
 
 YET_TO_COME = Taint(key="vmherd.dev/maintenance-to-come", effect=TaintEffect.PREFER_NO_SCHEDULE)
@@ -78,6 +80,7 @@ class Herd:
         Args:
             whole: With all VMs, and not only those of pending operations.
         """
+        placements = self._placements()  # before the look: what is granted after this counts as not seen
         self.follower.sync()
         at = self.store.now()
         config = self.store.config
@@ -102,7 +105,12 @@ class Herd:
                 limits=Limits(config.outbound_per_node, config.inbound_per_node, STARTS_PER_NODE),
                 classes={vm_class.name: vm_class for vm_class in self.follower.all(VirtualMachineClass)},
                 residents=self._all_residents(),
+                placements=placements,
             )
+
+    def _placements(self) -> int:
+        with redis_errors(self.store.redis):
+            return int(cast("str | None", self.store.redis.hget(keys.PLACEMENTS, "count")) or 0)
 
     def _vms(self) -> Iterable[Key]:
         return self.follower.resources[VirtualMachine.kind_name]

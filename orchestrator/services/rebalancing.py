@@ -87,7 +87,10 @@ def change_policy(ctx: Context, changes: Mapping[str, Any]) -> RebalancePolicy:
         new = old.with_(spec=parse(RebalanceSpec, wanted))
         return old if new == old else _put(ctx, old, new)
 
-    return deciding(decide)
+    changed = deciding(decide)
+    with redis_errors(ctx.store.redis):
+        ctx.store.redis.delete(keys.REBALANCE_SCAN)  # what was changed counts at the next tick
+    return changed
 
 
 def scan(ctx: Context, herd: Herd) -> int:

@@ -15,6 +15,7 @@ from orchestrator.planner.policy import next_step
 from orchestrator.queues import lifecycle_queue
 from orchestrator.resources import GrantState, VirtualMachine, VirtualMachineOperation
 from orchestrator.services import adoption_orders, drains, maintenances, policies, preflight, settling
+from orchestrator.services.arming import keep_arming
 from orchestrator.services.classes import keep_classes
 from orchestrator.services.context import Context, deciding, grant_queue, send_grant, send_orders, wake_grant
 from orchestrator.services.herd import Herd
@@ -47,6 +48,7 @@ def reconcile(ctx: Context, herd: Herd) -> None:
     maintenances.keep_maintenances(ctx, herd)
     keep_classes(ctx, herd)
     _try(partial(_keep_membership, ctx, herd), "membership")
+    keep_arming(ctx, herd)
     for operation in operations:
         if operation.metadata.deletion_timestamp is not None and operation.status.grant is None:
             remove_deleted(ctx, operation.key)

@@ -43,13 +43,14 @@ log = logger(__name__)
 After = Callable[[], None]
 
 
-def take_report(ctx: Context, node: str, report: Report, cursor: str) -> bool:
+def take_report(ctx: Context, node: str, report: Report, cursor: str, at: datetime) -> bool:
     """Take one report into the store.
 
     Args:
         node: Who reports; known from the stream's key, which only that node can write.
         report: What it says.
         cursor: The id of the report before it, as it stands in the store (empty for none).
+        at: When it was read, by Redis's clock.
 
     Returns:
         False when another intake has taken it already.
@@ -59,7 +60,8 @@ def take_report(ctx: Context, node: str, report: Report, cursor: str) -> bool:
         batch = ctx.store.batch()
         batch.check("field", keys.CURSORS, node, cursor)
         batch.effect("HSET", keys.CURSORS, node, f"{report.number}-0")
-        afters = _handle(ctx, batch, node, report, ctx.store.now())
+        batch.effect("XTRIM", keys.reports(node), "MINID", "~", f"{report.number}-0")
+        afters = _handle(ctx, batch, node, report, at)
         try:
             answer = ctx.store.commit(batch)
         except AlreadyExists as error:  # created by someone else since: decide again, from what is there now
@@ -217,10 +219,13 @@ def _answer(ctx: Context, batch: Batch, node: str, report: Report, at: datetime)
 
 
 def _after_end(ctx: Context, operation: VirtualMachineOperation, grant: Grant) -> list[After]:
-    """What is to be done when a grant has ended."""
+    """What is to be done when a grant has ended.
+
+    An operation that is deleted after this commit has no grant any more, and is removed by whoever deletes it.
+    """
     return [
         lambda: publish_result(ctx, operation),
-        lambda: remove_deleted(ctx, operation.key),
+        lambda: remove_deleted(ctx, operation.key) if operation.metadata.deletion_timestamp is not None else None,
         lambda: policies.keep(ctx, operation.vm_key),
         drains.after(ctx, grant.node, grant.target),
         lambda: wake_grant(ctx),

@@ -30,6 +30,8 @@ are removed by the commit that ends it:
 | `wake:<node>` | stream | control, readable by the node | bounded, 64 entries: wake-ups carry no truth |
 | `cursors` | hash node -> report id | control | none: how far each node's reports are read |
 | `rebalance:scan` | string | control | the interval of the policy: a scan was begun |
+| `placements` | hash | control | none: `count` of the grants that placed a VM; tells whether rules were checked
+  against all of them |
 | `wanted:<task>` | string | control | 5 s: a wake-up that is on its way |
 | `tick:<name>:<n>` | string | control | 10 periods: this tick was sent |
 | `membership` | string | control, readable by nodes | none: who votes, with a version that grows (TAKEOVER.md,
@@ -64,6 +66,7 @@ IDENTITY = "identity"
 CHANGES = "changes"
 CHANGES_MAX = 100_000
 SCHEDULABLE = "schedulable"
+PLACEMENTS = "placements"
 REBALANCE_SCAN = "rebalance:scan"
 ACTIVE_OPERATIONS = "active-operations"
 OPEN_GRANTS = "open-grants"

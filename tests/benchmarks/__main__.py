@@ -27,6 +27,7 @@ from tests.lab.namespaces import LabError
 BENCHMARKS = {
     "store": "store_rate",
     "throughput": "throughput",
+    "rebalancing": "rebalancing",
     "draining": "draining",
     "latency": "latency",
     "emptying": "emptying",

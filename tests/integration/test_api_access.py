@@ -176,7 +176,7 @@ def test_a_token_for_namespaces_sees_its_own_by_name(clients: Mapping[str, httpx
 
 
 def test_discovery_is_for_all_who_are_known(clients: Mapping[str, httpx.Client]) -> None:
-    for path in ("/api", "/apis", "/api/v1", GROUP, "/apis/policy/v1", "/openapi/v3"):
+    for path in ("/api", "/apis", "/api/v1", GROUP, "/openapi/v3"):
         assert clients["nobody"].get(path).status_code == 401
         assert clients["viewer of default"].get(path).status_code == 200, path
 
@@ -230,6 +230,71 @@ class TestNobody:
             answer = client.get(url("nodes"), headers={"authorization": header})
             assert answer.status_code in {401, 431}
             assert client.get(url("nodes"), params={"access_token": "x", "token": "x"}).status_code == 401
+
+
+class TestAskingAboutOneself:
+    ACCESS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+
+    def may(self, client: httpx.Client, **asked: str) -> bool:
+        answer = client.post(self.ACCESS, json={"spec": {"resourceAttributes": asked}})
+        assert answer.status_code == 201, answer.text
+        status = answer.json()["status"]
+        assert status["allowed"] or "cannot" in status["reason"]
+        return bool(status["allowed"])
+
+    @pytest.mark.parametrize(
+        ("who", "asked", "expected"),
+        [
+            ("viewer", "list nodes", True),
+            ("viewer", "create virtualmachines.virtualization.deckhouse.io default", False),
+            ("viewer of default", "list nodes", False),
+            ("viewer of default", "list virtualmachines.virtualization.deckhouse.io default", True),
+            ("viewer of default", "list virtualmachines.virtualization.deckhouse.io", False),
+            ("operator", "deletecollection virtualmachines.virtualization.deckhouse.io default", True),
+            ("operator of default", "delete virtualmachineoperations.virtualization.deckhouse.io default", True),
+            ("operator of default", "delete virtualmachineoperations.virtualization.deckhouse.io other", False),
+            ("operator", "list virtualmachines.kubevirt.io default", False),
+            ("admin of default", "* *", False),
+            ("admin", "*", False),
+            ("admin", "* *", True),
+        ],
+    )
+    def test_is_told_what_a_request_would_be(
+        self, clients: Mapping[str, httpx.Client], who: str, asked: str, expected: bool
+    ) -> None:
+        verb, resource, namespace = (*asked.split(), "", "")[:3]
+        plural, _, group = resource.partition(".")
+        attributes = {
+            "verb": verb,
+            "resource": plural,
+            "group": "*" if plural == "*" else group,
+            "namespace": namespace,
+        }
+        if asked == "*":
+            answer = clients[who].post(
+                self.ACCESS, json={"spec": {"nonResourceAttributes": {"verb": "*", "path": "/x"}}}
+            )
+            assert answer.json()["status"]["allowed"] is expected
+        else:
+            assert self.may(clients[who], **attributes) is expected
+
+    def test_nobody_and_nonsense(self, clients: Mapping[str, httpx.Client]) -> None:
+        assert clients["nobody"].post(self.ACCESS, json={"spec": {}}).status_code == 401
+        bodies: tuple[object, ...] = ({}, {"spec": 1}, {"spec": {}}, {"spec": {"resourceAttributes": {"verb": 1}}}, [])
+        for body in bodies:
+            assert clients["viewer"].post(self.ACCESS, json=body).status_code == 400, body
+        assert clients["viewer"].get(self.ACCESS).status_code == 405
+
+    def test_who_one_is_and_all_that_one_may(self, clients: Mapping[str, httpx.Client]) -> None:
+        mine = clients["viewer of default"]
+        who = mine.post("/apis/authentication.k8s.io/v1/selfsubjectreviews", json={}).json()["status"]["userInfo"]
+        assert (who["username"], who["groups"]) == ("viewer-of-default", ["vmherd:viewer"])
+        assert who["extra"] == {"vmherd.dev/namespaces": ["b", "default"]}
+        rules = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
+        (rule,) = mine.post(rules, json={"spec": {"namespace": "b"}}).json()["status"]["resourceRules"]
+        assert rule["verbs"] == ["get", "list", "watch"]
+        assert rule["resources"] == ["events", "pods", "virtualmachineoperations", "virtualmachines"]
+        assert mine.post(rules, json={"spec": {"namespace": "c"}}).json()["status"]["resourceRules"] == []
 
 
 class TestWhatAChangeTouches:

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from packaging.requirements import Requirement
 
 from tests.lab.cleanup import mounts_under
 from tests.lab.lab import Lab
@@ -29,6 +32,8 @@ from tests.waiting import wait_until
 CACHE = Path(os.environ.get("VMHERD_CACHE", "/var/cache/vmherd"))
 BASE_IMAGES = ("python:3.12-slim-bookworm", "redis:7.2-bookworm")
 _PACKAGES = "ca-certificates,python3,python3-venv,redis-server"
+_PYTHON = "3.11.2"
+"""Debian 12's."""
 _ROOT_VERSION = "2"
 """Of what is done to the root besides; raise it with a change, so that no cached one is taken."""
 _MIRROR = "http://deb.debian.org/debian"
@@ -89,10 +94,10 @@ class DockerEngine:
 
     def import_base_images(self) -> None:
         """Make the images from which ours are built, as a registry would give them."""
-        root = debian_root()
-        for name in BASE_IMAGES:
-            changes = () if name.startswith("python") else ("--change", "ENV PATH=/usr/bin:/bin")
-            self.docker("import", *changes, str(root), name)
+        first, *others = BASE_IMAGES
+        self.docker("import", str(debian_root()), first)
+        for name in others:
+            self.docker("tag", first, name)
 
     def build(self, tag: str) -> None:
         """Build our image; its packages come from this machine's cache, by the namespace's own loopback."""
@@ -101,15 +106,25 @@ class DockerEngine:
         try:
             links = f"http://127.0.0.1:{_WHEELS_PORT}/"
             arguments = ("--build-arg", f"PIP_FIND_LINKS={links}", "--build-arg", "PIP_NO_INDEX=1", "--network", "host")
-            wait_until(lambda: self._lab.control.http_get("127.0.0.1", "/", port=_WHEELS_PORT), 20)
-            self.docker("build", *arguments, "--tag", tag, str(REPOSITORY))
+            wait_until(self._serves_wheels, 20, "the wheels are served")
+            self.docker("build", *arguments, "--tag", tag, str(REPOSITORY), timeout=300)
         finally:
             server.terminate()
             server.wait(20)
 
+    def _serves_wheels(self) -> bool:
+        try:
+            self._lab.control.connect(("127.0.0.1", _WHEELS_PORT)).close()
+        except OSError:
+            return False
+        return True
+
     def _run(self, argv: Sequence[str], timeout: float, cwd: Path | None = None) -> str:
         env = {"DOCKER_HOST": f"unix://{self.socket}", "DOCKER_BUILDKIT": "0", "COMPOSE_HTTP_TIMEOUT": "100"}
-        return self._lab.control.run(argv, env=env, log="docker", cwd=cwd, timeout=timeout).stdout
+        done = self._lab.control.run(argv, env=env, log="docker", cwd=cwd, timeout=timeout, check=False)
+        if done.returncode != 0:  # a build tells on its standard output why it failed
+            raise LabError(f"{' '.join(argv)}: exit {done.returncode}: {(done.stdout + done.stderr)[-3000:]}")
+        return done.stdout
 
     def _answers(self) -> bool:
         if self._process is None or self._process.poll() is not None:
@@ -163,15 +178,30 @@ def wheels() -> Path:
     lock = REPOSITORY / "requirements-control.lock"
     builder = [line.split()[0] for line in (REPOSITORY / "requirements.lock").read_text().splitlines()]
     builder = [line for line in builder if line.partition("==")[0] in _BUILDERS]
-    folder = CACHE / f"{_KEPT[1]}{_digest(lock.read_text(), *builder)}"
+    folder = CACHE / f"{_KEPT[1]}{_digest(lock.read_text(), _PYTHON, *builder)}"
     with _making(folder) as draft:
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
+            wanted = draft / "wanted.txt"
+            wanted.write_text("".join(_wanted(lock.read_text())))
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(draft), "--only-binary=:all:"]
-            pip += ["--python-version", "3.11", "--implementation", "cp"]  # the stand-in's Python
-            _checked([*pip, "--require-hashes", "-r", str(lock)])
+            pip += ["--python-version", _PYTHON, "--implementation", "cp", "--no-deps"]
+            _checked([*pip, "--require-hashes", "-r", str(wanted)])
             _checked([*pip, *builder])
     return folder
+
+
+def _wanted(lock: str) -> Iterator[str]:
+    """Give what of a lock file counts for the stand-in's Python: pip goes by the markers of the one that runs it."""
+    environment = {"python_version": _PYTHON.rpartition(".")[0], "python_full_version": _PYTHON}
+    for block in re.split(r"^(?=[A-Za-z0-9])", lock, flags=re.MULTILINE):
+        if not re.match(r"[A-Za-z0-9]", block):
+            continue  # the comment at its head
+        first, _, hashes = block.partition("\\\n")
+        requirement = Requirement(first.strip())
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            yield f"{first.partition(';')[0].strip()} \\\n{hashes}"
 
 
 _BUILDERS = ("hatchling", "packaging", "pathspec", "pluggy", "trove-classifiers")

@@ -98,7 +98,7 @@ def create(lab: Lab, redis_url: str, guest: Guest) -> None:
     lab.control.run(argv, env=env, stdin=json.dumps(manifest), cwd=REPOSITORY)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)  # most of it is the image's build, on a machine that does something else too
 def test_the_control_plane_comes_up_a_host_joins_and_a_guest_migrates(lab: Lab, compose: Compose) -> None:
     compose.run("up", "--detach", "--no-build", timeout=200)
     healthy = dict.fromkeys(SERVICES, "healthy")

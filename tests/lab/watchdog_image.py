@@ -19,7 +19,7 @@ from tests.lab.namespaces import FILES, LabError, command
 _MODULES = (
     *("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk"),
     *("failover", "net_failover", "virtio_net"),
-    *("libcrc32c", "crc32c_generic", "crc16", "mbcache", "jbd2", "ext4"),
+    *("crc32c_generic", "crc16", "mbcache", "jbd2", "ext4"),
     *("watchdog", "i6300esb"),
 )
 # Kernels that have drivers of hardware: Debian's, then Ubuntu's.

@@ -7,6 +7,7 @@ stopped first follows from its `After=`.
 import re
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from tests.requirements import need_program
 UNITS = Path(__file__).parents[2] / "config/systemd"
 NAMES = sorted(path.name for path in UNITS.glob("*.service"))
 PROGRAM = "/opt/vmherd/bin/vmherd"
+PYTHON = "/opt/vmherd/bin/python"
+"""Runs the heartbeat, which imports as little as it can: no command line among it."""
 
 
 def lines(name: str, key: str) -> list[str]:
@@ -35,9 +38,10 @@ def machine(tmp_path: Path) -> Path:
     need_program("systemd-analyze", "systemd")
     shutil.copytree(UNITS, tmp_path / "etc/systemd/system")
     shutil.copytree("/usr/lib/systemd/system", tmp_path / "usr/lib/systemd/system", symlinks=True)
-    program = tmp_path / PROGRAM.lstrip("/")
-    program.parent.mkdir(parents=True)
-    program.touch(0o755)
+    for name in (PROGRAM, PYTHON):
+        program = tmp_path / name.lstrip("/")
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.touch(0o755)
     return tmp_path
 
 
@@ -62,6 +66,10 @@ def test_what_it_does_not_understand_is_told(machine: Path) -> None:
 @pytest.mark.parametrize(("name", "command"), commands(), ids=lambda value: str(value).replace(f"{PROGRAM} ", ""))
 def test_what_each_unit_runs_is_there(name: str, command: str) -> None:
     program, *arguments = command.split()
+    if program == PYTHON:
+        assert arguments[0] == "-m"
+        assert find_spec(arguments[1]) is not None
+        return
     assert program == PROGRAM
     found = CliRunner().invoke(app, [*arguments, "--help"])
     assert found.exit_code == 0, found.output

@@ -108,6 +108,14 @@ checks["schedulable"] = function(c)
   return nil
 end
 
+-- {"placements", count}: so many grants have placed a VM, ever: what a plan knew of where VMs are is all there is.
+checks["placements"] = function(c)
+  if tonumber(redis.call("HGET", "placements", "count") or 0) ~= c[2] then
+    return "placements"
+  end
+  return nil
+end
+
 -- {"fits", node, memory MiB, millicores, capacity MiB, capacity millicores}
 checks["fits"] = function(c)
   local memory, cpu = c[3], c[4]

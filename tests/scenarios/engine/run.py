@@ -179,7 +179,11 @@ class Run:
             "apiVersion": VirtualMachine.group_version,
             "kind": VirtualMachine.kind_name,
             "metadata": ObjectMeta(
-                name=name, namespace="default", uid=uuid_of(name), annotations=given.get("annotations", {})
+                name=name,
+                namespace="default",
+                uid=uuid_of(name),
+                labels=given.get("labels", {}),
+                annotations=given.get("annotations", {}),
             ).model_dump(by_alias=True),
             "spec": spec,
         }

@@ -12,13 +12,15 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.errors import VmherdError
-from orchestrator.resources import OperationType, RunPolicy, VirtualMachine, make_key
+from orchestrator.resources import OperationType, RunPolicy, VirtualMachine, make_key, parse
 from orchestrator.resources.drain import DrainSpec
 from orchestrator.resources.maintenance import MaintenanceSpec
+from orchestrator.resources.scheduling import Affinity
 from orchestrator.resources.vmop import MigrateTo
-from orchestrator.services import drains, maintenances, operations, vms
+from orchestrator.services import drains, maintenances, operations, rebalancing, vms
 from orchestrator.services.nodes import set_unschedulable
 from orchestrator.services.vms import update_vm
+from tests.builders import keep_apart
 from tests.scenarios.engine.mail import Fate
 from tests.scenarios.engine.processes import Trap
 from tests.scenarios.engine.run import Run
@@ -207,6 +209,22 @@ def _stop_maintenance(run: Run, words: list[str]) -> None:
 def _evict_pod(run: Run, words: list[str]) -> None:
     """`VM`: as `kubectl drain` does for each."""
     drains.evict(run.ctx, run.store.get(VirtualMachine, make_key(words[0], "default")))
+
+
+@verb("rebalance")
+def _rebalance(run: Run, words: list[str]) -> None:
+    """`on`, `off`, or `FIELD NUMBER` of the policy."""
+    changes = {"enabled": words[0] == "on"} if words[0] in {"on", "off"} else {words[0]: int(words[1])}
+    rebalancing.change_policy(run.ctx, changes)
+
+
+@verb("keep apart")
+def _keep_apart(run: Run, words: list[str]) -> None:
+    """`APP VM...`: these VMs must not be on a node with one whose label `app` is so."""
+    for name in words[1:]:
+        vm = run.store.get(VirtualMachine, make_key(name, "default"))
+        affinity = parse(Affinity, keep_apart(app=words[0])["affinity"])
+        update_vm(run.ctx, vm.with_(spec=vm.spec.with_(affinity=affinity)))
 
 
 # --- processes, messages, Redis ---------------------------------------------------------------------------------------
