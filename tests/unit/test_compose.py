@@ -1,4 +1,4 @@
-"""What compose.yaml and the Dockerfile promise, read off the files; tests/lab/test_compose.py runs them."""
+"""What compose.yaml and the Dockerfile promise, read off the files."""
 
 from pathlib import Path
 from typing import Any
