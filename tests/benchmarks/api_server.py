@@ -135,6 +135,7 @@ def _lists(bench: Bench, client: httpx.Client, pid: int) -> list[Figure]:
         assert answer.text.count('"cells":') == VMS
     after_tables = _memory_mib(pid)
     whole: list[float] = []
+    whole_size = 0
     for _ in range(_LISTS + 1):
         began = time.perf_counter()
         whole_size = len(client.get(_VMS).content)
@@ -181,8 +182,8 @@ def _watches(bench: Bench, store: Store, port: int, token: str) -> tuple[list[Fi
                     waiting.remove(one)
                     times_ms.append(now)
         last_ms.append(max(times_ms[-WATCHERS:]))
-    for one in sockets:
-        one.close()
+    for watcher in sockets:
+        watcher.close()
     selector.close()
     return [
         Figure("commit begun -> a watcher's line, p50", percentile(times_ms, 50), "ms", spread(times_ms, "ms")),
