@@ -177,9 +177,9 @@ def _watches(bench: Bench, store: Store, port: int, token: str) -> tuple[list[Fi
             assert ready, "a watcher was not told"
             now = (time.perf_counter() - began) * 1000
             for key, _ in ready:
-                one: Any = key.fileobj
-                if b'"MODIFIED"' in one.recv(1 << 20) and one in waiting:
-                    waiting.remove(one)
+                told: Any = key.fileobj
+                if b'"MODIFIED"' in told.recv(1 << 20) and told in waiting:
+                    waiting.remove(told)
                     times_ms.append(now)
         last_ms.append(max(times_ms[-WATCHERS:]))
     for watcher in sockets:
