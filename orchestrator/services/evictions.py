@@ -52,7 +52,7 @@ def evict(ctx: Context, key: str, node: str) -> Eviction:
     if active is not None:
         return _under_way(vm, active)
     found = ctx.store.find(Node, node)
-    if found is not None and found.spec.unschedulable:
+    if found is not None and found.spec.unschedulable and not ctx.store.is_dry:
         return _drained(ctx, vm)
     try:
         created = create_operation(ctx, evacuation(vm, node))

@@ -191,7 +191,6 @@ def update_node(ctx: Context, wanted: Node) -> Node:
 
     node, is_changed = deciding(decide)
     if is_changed:
-        drains.step(ctx, wanted.name)
         wake_grant(ctx)
     if node.spec.unschedulable == wanted.spec.unschedulable:
         return node

@@ -204,7 +204,7 @@ def _wanted(lock: str) -> Iterator[str]:
             yield f"{first.partition(';')[0].strip()} \\\n{hashes}"
 
 
-_BUILDERS = ("hatchling", "packaging", "pathspec", "pluggy", "trove-classifiers")
+_BUILDERS = ("hatchling", "packaging", "pathspec", "pluggy", "tomlkit", "trove-classifiers")
 
 
 @contextlib.contextmanager

@@ -19,6 +19,9 @@ NODE_ONLY = {
     "state_dir",
     "host_shutdown_timeout",
     "host_shutdown_grace",
+    "peer_address",
+    "watchdog",
+    "watchdog_mode",
 }
 CLIENTS_ONLY = {"server", "token", "token_file", "ca_file", "kubeconfig"}
 OTHERWISE = {"flower_password_file", "flower_port", "metrics_port", "api_port"}
