@@ -22,9 +22,11 @@ from orchestrator.client.place import find_place
 from orchestrator.client.remote import RemoteClient
 from orchestrator.errors import NotFound, Refused, VersionExpired, WaitTimeout
 from orchestrator.planner.adoption import Planned
+from orchestrator.planner.drain import DrainPlan
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
     Node,
+    NodeDrain,
     OperationPhase,
     OperationType,
     Resource,
@@ -34,8 +36,9 @@ from orchestrator.resources import (
     find_condition,
     make_key,
 )
+from orchestrator.resources.drain import DrainSpec
 from orchestrator.resources.vmop import MigrateTo
-from orchestrator.services import adoption, operations
+from orchestrator.services import adoption, drain_plans, drains, manifests, operations
 from orchestrator.services.adoption_orders import ADOPTING, RELEASING
 from orchestrator.services.context import Context
 from orchestrator.settings import settings
@@ -253,9 +256,9 @@ class Cluster:
         """
         return self.client.delete(VirtualMachine, make_key(vm, self.namespace))
 
-    def create(self, manifest: dict[str, Any]) -> operations.Creatable:
+    def create(self, manifest: dict[str, Any]) -> manifests.Creatable:
         """Create a resource from a manifest."""
-        return self.client.create(operations.read_manifest(manifest, ""))
+        return self.client.create(manifests.read_manifest(manifest, ""))
 
     def operation(self, name: str) -> Operation:
         """Give a handle on an operation."""
@@ -285,9 +288,47 @@ class Cluster:
         """Let no VM start or land on a node; tells whether that is new."""
         return self.client.set_unschedulable(node, unschedulable=True)
 
-    def uncordon(self, node: str) -> bool:
-        """Let VMs start and land on a node again; tells whether that is new."""
-        return self.client.set_unschedulable(node, unschedulable=False)
+    def uncordon(self, node: str, *, bring_back: bool | None = None) -> bool:
+        """Let VMs start and land on a node again; tells whether that is new.
+
+        Args:
+            node: Its name.
+            bring_back: Whether what its last drain moved comes home; None leaves that to the settings.
+        """
+        return self.client.set_unschedulable(node, unschedulable=False, bring_back=bring_back)
+
+    def drain(
+        self,
+        node: str,
+        *,
+        selector: str = "",
+        timeout: float | None = None,
+        partial: bool = False,
+        requested_by: str = "Python",
+    ) -> NodeDrain:
+        """Have a node emptied by the control plane; returns at once. `follow` the result to see how far it is.
+
+        Args:
+            node: Its name.
+            selector: Labels of the VMs that are to leave; empty: all.
+            timeout: Seconds after which it has failed; None: never.
+            partial: Though the rest of the herd has no place for some of them.
+            requested_by: For people.
+
+        Raises:
+            NotFound: No such node.
+            Refused: Some VMs would have no place: says which, and why. Nothing was begun.
+        """
+        spec = DrainSpec(requested_by=requested_by, selector=selector, timeout_s=timeout or 0)
+        return drain_plans.begin_checked(self.context, [node], spec, partial=partial)[0]
+
+    def plan_drain(self, *names: str, selector: str = "") -> DrainPlan:
+        """Say where each VM of some nodes would go, in which order, how long that takes, and what has no place."""
+        return drain_plans.plan(self.context, names, DrainSpec(selector=selector))
+
+    def stop_drain(self, node: str, why: str = "stopped from Python") -> NodeDrain:
+        """End a drain: what has not begun is dropped, what has goes on; the node stays cordoned."""
+        return drains.cancel(self.context, node, why)
 
     def adopt(
         self,

@@ -12,7 +12,7 @@ CONTROL = "control"
 LIVENESS = "liveness"
 FENCING = "fencing"
 
-TICK_PERIOD_S = {"reconcile": 2, "liveness": 2, "housekeeping": 60}
+TICK_PERIOD_S = {"reconcile": 2, "liveness": 2, "housekeeping": 60, "rebalance": 10, "capacity": 60}
 """Beat's ticks and their periods, seconds."""
 
 
@@ -28,6 +28,8 @@ class Task(StrEnum):
     RECONCILE = "vmherd.reconcile"
     HOUSEKEEPING = "vmherd.housekeeping"
     LIVENESS = "vmherd.liveness"
+    REBALANCE = "vmherd.rebalance"
+    CAPACITY = "vmherd.capacity"
     EVICT = "vmherd.evict"
     MIGRATE = "vmherd.migrate"
     NODE_MIGRATE = "node.migrate"

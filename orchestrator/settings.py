@@ -6,12 +6,13 @@ One frozen object is read when a process starts. What is per VM or per operation
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from orchestrator.errors import Invalid
+from orchestrator.lease import DEFAULT_PROFILE, LATENCY_S, PROFILES, Timing
 
 FIVE_GBIT_IN_MIB_S = 5_000_000_000 // 8 // 2**20
 """596 MiB/s: 5 Gbit/s rounded down, the platform's promise for one migration."""
@@ -22,13 +23,21 @@ _LEAST_SAMPLE_S = 0.5
 Seconds = Annotated[float, Field(gt=0)]
 
 
+def _of_profile(attribute: str) -> Any:
+    """A field whose default is the chosen profile's; a profile that is none is the profile's own error."""
+    return Field(
+        default_factory=lambda chosen: getattr(PROFILES[chosen.get("profile", DEFAULT_PROFILE)], attribute),
+        validate_default=False,
+    )
+
+
 class Settings(BaseSettings):
     """All settings of all processes.
 
     Attributes:
         redis_url: Where Redis is: `redis://[user:password@]host:port/db`, `rediss://` or `unix://...?db=0`.
         node: This node's name; only on nodes.
-        worker_role: `migrate` or `lifecycle`; set by `vmherd run worker`.
+        worker_role: What a Celery worker is; set by `vmherd run`.
         libvirt_uri: This host's hypervisor; only on nodes.
         assume_shared_storage: Migrate disks whose file system libvirt does not know as shared; only on nodes. On
             only where every image lies on storage that all nodes share: on any other, a guest is lost.
@@ -59,17 +68,37 @@ class Settings(BaseSettings):
         system_reserved_cpus: CPUs of each host that VMs don't get.
         system_reserved_memory_mib: Memory of each host that VMs don't get.
         memory_overhead_mib: What QEMU takes besides a guest's own memory.
-        lease_ttl: After this long without a renewal a node is not Ready (profile medium, DESIGN.md).
-        heartbeat: How often a node renews its lease.
+        profile: How fast a lost node is found: `critical`, `medium`, `moderate`, `slow` (docs/heartbeat.md). Each of
+            the following five is the profile's unless it is set; what breaks a rule of TAKEOVER.md is refused.
+        lease_ttl: T: a node whose lease was not renewed for so long is lost, seconds.
+        watchdog_timeout: W: a node's watchdog resets it when it is not fed for so long, whole seconds.
+        heartbeat: H: how often a node renews its lease, seconds.
+        poll_validity: S: how long a node may go by its peers' word that they have no Redis either, seconds.
+        watchdog_latency: L: from a watchdog's expiry to the last instruction or I/O of a guest, seconds.
+        takeover_margin: M: how much later than T a lost node may be taken over by its watchdog's deadline, seconds. The
+            least that is safe, unless it is set.
+        ack_wait: A: how long its peers must have acknowledged that it is suspect before that, seconds. Likewise.
+        failsafe: Let the watchdog be fed while Redis is away and more than half of the members say so too. Off, an
+            outage of Redis that is longer than `lease_ttl` resets the node. Only on nodes.
+        watchdog: `auto` arms `/dev/watchdog0`, or `/dev/watchdog`, where there is one; a path arms that and fails
+            without it; `off`: never armed. Only on nodes.
+        watchdog_mode: `Watchdog` resets a host that is lost; `Notify` tells of it and never resets. Only on nodes.
+        peer_address: `host:port`, UDP, where other members ask this one; by default port 7949 of the address from which
+            this host speaks to Redis. Only on nodes and witnesses.
         grant_ttl: A grant that was not renewed for this long is suspect, seconds. Progress renews it once a second.
         host_shutdown_timeout: How long a host that shuts down waits for its VMs to leave, seconds.
         host_shutdown_grace: How long those that could not leave are then given to power off, seconds.
         resend_after: A granted operation that its node has not reported by then is sent again.
         ask_again_after: A question that was not answered by then is asked again.
         unschedulable_after: A person's operation for which no node fits fails after this long.
+        bring_back: Whether uncordoning a node moves home what its drain moved.
+        firmware_update: Move VMs that run on an outdated QEMU to nodes with the newest, once half of the nodes have it.
         retry_limit: Attempts at one migration before it fails for good.
         log_format: `console`, `json` or `auto` (console on a terminal).
         log_level: Of the standard library's names.
+        metrics_address: Where each process's listener for Prometheus is, for example `127.0.0.1`; empty: there is none.
+            Plain HTTP, for whoever reaches it (ADR 0021).
+        metrics_port: Its port; 0: the one of that kind of process (`metrics.PORTS`).
         flower_password: Of user `vmherd` in Flower. Without one Flower doesn't start.
         flower_password_file: A file that holds it.
         flower_address: Where Flower listens; loopback, since it speaks plain HTTP.
@@ -101,7 +130,7 @@ class Settings(BaseSettings):
 
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     node: str = ""
-    worker_role: str = Field("migrate", pattern="^(migrate|lifecycle)$")
+    worker_role: str = Field("migrate", pattern="^(migrate|lifecycle|control|liveness|fencing)$")
     libvirt_uri: str = "qemu:///system"
     assume_shared_storage: bool = False
     domain_type: str = Field("auto", pattern="^(auto|kvm|qemu)$")
@@ -122,8 +151,18 @@ class Settings(BaseSettings):
     system_reserved_memory_mib: int = Field(512, ge=0)
     memory_overhead_mib: int = Field(64, ge=0)
 
-    lease_ttl: Seconds = 10
-    heartbeat: Seconds = 2
+    profile: str = Field(DEFAULT_PROFILE, pattern=f"^({'|'.join(PROFILES)})$")
+    lease_ttl: Seconds = _of_profile("lease_ttl")
+    watchdog_timeout: Seconds = _of_profile("watchdog_timeout")
+    heartbeat: Seconds = _of_profile("heartbeat")
+    poll_validity: Seconds = _of_profile("poll_validity")
+    watchdog_latency: float = LATENCY_S
+    takeover_margin: Seconds | None = None
+    ack_wait: Seconds | None = None
+    failsafe: bool = True
+    watchdog: str = "auto"
+    watchdog_mode: str = Field("Watchdog", pattern="^(Watchdog|Notify)$")
+    peer_address: str = ""
     grant_ttl: Seconds = 10
     host_shutdown_timeout: Seconds = 300
     host_shutdown_grace: Seconds = 60
@@ -131,9 +170,13 @@ class Settings(BaseSettings):
     ask_again_after: Seconds = 2
     unschedulable_after: Seconds = 300
     retry_limit: int = Field(5, ge=1)
+    bring_back: bool = False
+    firmware_update: bool = True
 
     log_format: str = Field("auto", pattern="^(auto|console|json)$")
     log_level: str = "INFO"
+    metrics_address: str = ""
+    metrics_port: int = Field(0, ge=0, le=65535)
     flower_password: SecretStr = SecretStr("")
     flower_password_file: Path | None = None
     flower_address: str = "127.0.0.1"
@@ -162,8 +205,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_intervals(self) -> Self:
-        if self.heartbeat * 3 > self.lease_ttl:
-            raise ValueError("VMHERD_HEARTBEAT must be at most a third of VMHERD_LEASE_TTL")
+        try:
+            self.timing.check(margin=self.takeover_margin, ack_wait=self.ack_wait)
+        except Invalid as error:
+            raise ValueError(str(error)) from error
         if self.grant_ttl < _LEAST_GRANT_TTL_S:
             raise ValueError("VMHERD_GRANT_TTL must be at least 3 seconds: progress renews a grant once a second")
         if 0 < self.dirty_rate_sample < _LEAST_SAMPLE_S:
@@ -171,6 +216,11 @@ class Settings(BaseSettings):
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError("VMHERD_TLS_CERT_FILE and VMHERD_TLS_KEY_FILE go together")
         return self
+
+    @property
+    def timing(self) -> Timing:
+        """The times of this node's lease."""
+        return Timing(self.lease_ttl, self.watchdog_timeout, self.heartbeat, self.poll_validity, self.watchdog_latency)
 
     @property
     def unschedulable_timeout(self) -> timedelta:
@@ -191,5 +241,6 @@ def settings() -> Settings:
         causes = tuple(
             ("VMHERD_" + "_".join(str(part) for part in e["loc"]).upper() if e["loc"] else "settings", e["msg"])
             for e in error.errors()
+            if e["type"] != "default_factory_not_called"  # the profile is wrong, and said to be
         )
         raise Invalid("settings: " + "; ".join(f"{name}: {why}" for name, why in causes), causes) from error

@@ -146,12 +146,16 @@ class ApiProcess:
             return False
 
     def kubectl(self, name: str = "root", role: str = "admin", *more: str) -> Kubectl:
+        """Give kubectl as a person has it who was given a token."""
+        return Kubectl(self.kubeconfig(name, role, *more), self.folder)
+
+    def kubeconfig(self, name: str = "root", role: str = "admin", *more: str) -> Path:
         """Make a token and a kubeconfig with the product's own commands."""
         token, config = self.folder / f"{name}.token", self.folder / f"{name}.kubeconfig"
         if not config.exists():
             self.vmherd("token", "create", name, "--role", role, "--output", str(token), *more)
             self.vmherd("kubeconfig", "--server", self.server, "--token-file", str(token), "--output", str(config))
-        return Kubectl(config, self.folder)
+        return config
 
     def vmherd(self, *arguments: str) -> str:
         """Run the CLI on the machine of the server."""

@@ -14,7 +14,7 @@ from orchestrator.api.reading import not_found
 from orchestrator.api.targets import Target
 from orchestrator.errors import NotFound
 from orchestrator.resources import make_key
-from orchestrator.resources.meta import shown
+from orchestrator.resources.names import shown
 
 
 @dataclass(frozen=True, slots=True)

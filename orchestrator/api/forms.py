@@ -14,7 +14,7 @@ from orchestrator.api.entries import ApiResource, Entry
 from orchestrator.api.errors import BadRequest, NotAcceptable, to_json
 from orchestrator.api.tables import TableForm, read_include
 from orchestrator.cli.tables import Around
-from orchestrator.resources.meta import shown
+from orchestrator.resources.names import shown
 
 _JSON: Final = frozenset({"application/json", "application/*", "*/*"})
 _LONGEST: Final = 4096

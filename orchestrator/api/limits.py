@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from orchestrator.api import protobuf
 from orchestrator.api.errors import BadRequest, TooLarge, TooManyRequests, UnsupportedMediaType
 from orchestrator.resources.manifest import check_size
-from orchestrator.resources.meta import shown
+from orchestrator.resources.names import shown
 
 _JSON = frozenset({"", "application/json"})
 

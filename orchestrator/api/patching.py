@@ -12,7 +12,7 @@ import jsonpointer
 
 from orchestrator.api.errors import BadRequest, UnsupportedMediaType
 from orchestrator.errors import Invalid
-from orchestrator.resources.meta import shown
+from orchestrator.resources.names import shown
 
 JSON_PATCH: Final = "application/json-patch+json"
 MERGE_PATCH: Final = "application/merge-patch+json"

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.api.errors import BadRequest
-from orchestrator.resources.meta import shown
-from orchestrator.resources.scheduling import check_label_key, check_label_value
+from orchestrator.resources.names import check_label_key, check_label_value, shown
 
 _LONGEST = 16_384
 _TOKEN = re.compile(r"\s*(==|!=|=|!|\(|\)|,|[^\s=!(),<>]+)")

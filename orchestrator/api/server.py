@@ -1,6 +1,7 @@
 """One request: who asks, what for, whether they may, what comes of it, and what is kept of that."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from orchestrator.api.writing import Deletion, Writer
 from orchestrator.cli.tables import Around
 from orchestrator.errors import Invalid, NotFound, Unauthorized, VmherdError
 from orchestrator.logs import logger
+from orchestrator.metrics import REQUEST_SECONDS, REQUESTS, WATCHES
 from orchestrator.resources import AccessToken, Resource
 from orchestrator.settings import Settings
 
@@ -46,6 +48,8 @@ log = logger(__name__)
 _LONG_LIST: Final = 100
 """Lists from here on are written in a thread, so that others are answered meanwhile."""
 _VERBS: Final = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+_COUNTED: Final = frozenset({*_VERBS.values(), "list", "watch", "deletecollection"})
+"""Verbs as metrics have them; others are what somebody made up."""
 _LONGEST_NAME: Final = 253
 _RIGHTS: Final = {"deletecollection": "delete"}
 """The verb that rights are given on, where it is another."""
@@ -99,6 +103,7 @@ class Server:
     async def __call__(self, request: Request) -> Response:
         """Answer a request."""
         asked = Asked(_VERBS.get(request.method, request.method.lower()))
+        began = time.monotonic()
         try:
             response = await self._answer(request, asked)
         except Exception as error:  # noqa: BLE001 - the entry point: whatever goes wrong is an answer
@@ -106,6 +111,10 @@ class Server:
             self._audit(request, asked, response.status_code, _message(error))
         else:
             self._audit(request, asked, response.status_code, "")
+        verb = asked.verb if asked.verb in _COUNTED else "other"
+        resource = asked.target.api.plural if asked.target is not None else ""
+        REQUESTS.labels(verb, resource, str(response.status_code)).inc()
+        REQUEST_SECONDS.labels(verb).observe(time.monotonic() - began)
         return response
 
     async def _answer(self, request: Request, asked: Asked) -> Response:
@@ -202,7 +211,8 @@ class Server:
         if identity.expires_at is not None:
             watch.seconds = min(watch.seconds, max(0.0, (identity.expires_at - self.access.now()).total_seconds()))
         self._watches[watch] = identity
-        watch.on_end += [give_back, partial(self._watches.pop, watch, None)]
+        WATCHES.inc()
+        watch.on_end += [give_back, partial(self._watches.pop, watch, None), WATCHES.dec]
         return watch
 
     def cut_watches(self) -> None:

@@ -9,7 +9,7 @@ from orchestrator.api.entries import ApiResource, Entry
 from orchestrator.api.errors import BadRequest, to_json
 from orchestrator.cli.ages import UNKNOWN
 from orchestrator.cli.tables import Around, clean
-from orchestrator.resources.meta import shown
+from orchestrator.resources.names import shown
 
 _HEAD: Final = b'{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":'
 

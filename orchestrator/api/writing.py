@@ -31,10 +31,9 @@ from orchestrator.resources import (
     parse,
 )
 from orchestrator.resources.manifest import check_size
-from orchestrator.resources.meta import shown
+from orchestrator.resources.names import shown
 from orchestrator.resources.node import NodeSpec
-from orchestrator.resources.scheduling import check_label_key, check_label_value
-from orchestrator.services import namespaces, nodes, operations, vms
+from orchestrator.services import manifests, namespaces, nodes, operations, vms
 from orchestrator.services.classes import ChangedMeanwhile, delete_class, update_class
 from orchestrator.services.context import Context
 from orchestrator.services.evictions import EvictionState, evict
@@ -100,14 +99,14 @@ class Writer:
             wanted_namespace = _read(Namespace, data)
             permit(None, wanted_namespace)
             return namespaces.create_namespace(ctx, wanted_namespace)
-        wanted = operations.read_manifest(data, namespace)
+        wanted = manifests.read_manifest(data, namespace)
         permit(None, wanted)
         # Before admission: that would find the operation itself in its way, and blame that.
         is_named = isinstance(wanted, VirtualMachineOperation) and wanted.name
         if is_named and ctx.store.find(type(wanted), make_key(wanted.name, namespace)) is not None:
             raise _exists(target.api, wanted.name)
         try:
-            return operations.create_resource(ctx, wanted)
+            return manifests.create_resource(ctx, wanted)
         except AlreadyExists as error:
             raise _exists(target.api, wanted.name) from error
 
@@ -167,7 +166,7 @@ class Writer:
         resource: Resource
         match target.api:
             case api if api is VIRTUAL_MACHINES:
-                resource = operations.delete_vm(ctx, key)
+                resource = vms.delete_vm(ctx, key)
             case api if api is OPERATIONS:
                 resource = operations.delete_operation(ctx, key)
             case api if api is CLASSES:
@@ -237,7 +236,7 @@ def _wanted(target: Target, data: dict[str, Any]) -> Resource:
         return _read_node(data)
     if target.api is NAMESPACES:
         return _read(Namespace, data)
-    return operations.read_manifest(data, target.namespace)
+    return manifests.read_manifest(data, target.namespace)
 
 
 def _document(target: Target, body: Any) -> dict[str, Any]:
@@ -254,7 +253,9 @@ def _document(target: Target, body: Any) -> dict[str, Any]:
         raise BadRequest(f"metadata.name: is {shown(meta['name'])}, the path is for {target.name!r}")
     if target.namespace and (meta.get("namespace") or target.namespace) != target.namespace:
         raise BadRequest(f"metadata.namespace: is {shown(meta['namespace'])}, the path is for {target.namespace!r}")
-    _check_labels(meta)
+    if meta.get("finalizers") and target.api not in {VIRTUAL_MACHINES, OPERATIONS}:
+        why = f"a {kind.kind_name} takes none"
+        raise Invalid(f"metadata.finalizers: {why}", (("metadata.finalizers", why),))
     head = {"apiVersion": kind.group_version, "kind": kind.kind_name}
     return {**{key: value for key, value in body.items() if key != "status"}, **head, "metadata": meta}
 
@@ -266,22 +267,6 @@ def _metadata(body: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise BadRequest(f"metadata: is an object, not {shown(meta)}")
     return meta
-
-
-def _check_labels(meta: Mapping[str, Any]) -> None:
-    """Labels and annotations that no selector could name are refused."""
-    causes: list[tuple[str, str]] = []
-    for field, check in (("labels", check_label_value), ("annotations", str)):
-        given = meta.get(field)
-        for key, value in given.items() if isinstance(given, dict) else ():
-            try:
-                check_label_key(key)
-                if isinstance(value, str):
-                    check(value)
-            except (ValueError, TypeError) as error:
-                causes.append((f"metadata.{field}.{str(key)[:80]}", str(error)))
-    if causes:
-        raise Invalid("; ".join(f"{path}: {why}" for path, why in causes), tuple(causes))
 
 
 def _read(model: type[Namespace], data: Mapping[str, Any]) -> Namespace:

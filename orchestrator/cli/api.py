@@ -30,7 +30,7 @@ def api(
 
 
 def _serve(config: Settings) -> None:
-    from orchestrator import logs  # noqa: PLC0415 - the other commands don't need these
+    from orchestrator import logs, metrics  # noqa: PLC0415 - the other commands don't need these
     from orchestrator.api.app import create_app  # noqa: PLC0415
     from orchestrator.api.audit import Audit  # noqa: PLC0415
     from orchestrator.api.serving import Serving  # noqa: PLC0415
@@ -41,6 +41,7 @@ def _serve(config: Settings) -> None:
     from orchestrator.store.connection import connect  # noqa: PLC0415
 
     logs.configure("api")
+    metrics.serve("api")
     store = Store(connect(config.redis_url.get_secret_value(), retries=0), config)
     audit = Audit(store, config.audit_log, reads=config.audit_reads)
     tls = ServerCertificate(config, [config.api_address]) if config.api_tls else None

@@ -7,7 +7,7 @@ from orchestrator.cli.output import qualified_name
 from orchestrator.cli.terminal import Failures
 from orchestrator.errors import AlreadyExists, Conflict, Invalid, NotFound, Refused
 from orchestrator.resources import VirtualMachine
-from orchestrator.services.vms import Applied
+from orchestrator.services.manifests import Applied
 
 EXAMPLES = """Examples:
 

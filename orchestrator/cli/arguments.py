@@ -5,16 +5,27 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli.completion import complete_kinds, complete_names
 from orchestrator.resources import (
     Event,
+    Maintenance,
     Node,
+    NodeDrain,
     Resource,
     VirtualMachine,
     VirtualMachineClass,
     VirtualMachineOperation,
 )
 
-KNOWN: tuple[type[Resource], ...] = (VirtualMachine, VirtualMachineClass, VirtualMachineOperation, Node, Event)
+KNOWN: tuple[type[Resource], ...] = (
+    VirtualMachine,
+    VirtualMachineClass,
+    VirtualMachineOperation,
+    Node,
+    NodeDrain,
+    Maintenance,
+    Event,
+)
 """Kinds that people see. `NodeInventory` is our own affair."""
 
 Namespace = Annotated[
@@ -46,12 +57,17 @@ def parse_kind(word: str) -> type[Resource]:
     """
     kind = _BY_ALIAS.get(word.lower())
     if kind is None:
-        raise typer.BadParameter(f"{word!r} is not a kind: vm, vmclass, vmop, node or event")
+        raise typer.BadParameter(f"{word!r} is not a kind: vm, vmclass, vmop, node, drain, maintenance or event")
     return kind
 
 
-KindName = Annotated[str, typer.Argument(metavar="KIND", help="vm, vmclass, vmop, node or event.")]
-Names = Annotated[list[str] | None, typer.Argument(metavar="NAME", show_default=False)]
+KindName = Annotated[
+    str,
+    typer.Argument(
+        metavar="KIND", help="vm, vmclass, vmop, node, drain, maintenance or event.", autocompletion=complete_kinds
+    ),
+]
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME", show_default=False, autocompletion=complete_names)]
 
 
 def parse_targets(kind: str, names: list[str] | None, *, needs_name: bool = False) -> tuple[type[Resource], list[str]]:

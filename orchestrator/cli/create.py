@@ -19,7 +19,7 @@ from orchestrator.cli.waiting import failure, wait_or_leave
 from orchestrator.client import Client
 from orchestrator.errors import AlreadyExists, Conflict, Invalid, NotFound, Refused
 from orchestrator.resources import VirtualMachine, VirtualMachineOperation, split_key
-from orchestrator.services import operations
+from orchestrator.services.manifests import Creatable, read_manifest
 
 EXAMPLES = """Examples:
 
@@ -29,8 +29,6 @@ $ vmherd evict linux-vm --no-wait
 
 $ vmherd create --wait -f - < evict.yaml
 """
-
-Creatable = operations.Creatable
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +106,7 @@ def read_files(files: list[str], namespace: str) -> list[tuple[str, Creatable]]:
     wrong: list[str] = []
     for document in documents:
         try:
-            found.append((document.place, operations.read_manifest(document.data, namespace)))
+            found.append((document.place, read_manifest(document.data, namespace)))
         except Invalid as error:
             wrong.append(f"{document.place}: {error}")
     if wrong:

@@ -17,7 +17,9 @@ from orchestrator.resources import (
     DEFAULT_NAMESPACE,
     Condition,
     Event,
+    Maintenance,
     Node,
+    NodeDrain,
     Resource,
     VirtualMachine,
     VirtualMachineClass,
@@ -66,6 +68,10 @@ def _describe(client: Client, resource: Resource, now: datetime) -> list[str]:
     conditions = getattr(getattr(resource, "status", None), "conditions", ())
     if conditions:
         lines += ["Conditions:", *grid(("Type", "Status", "Reason", "Since", "Message"), _conditions(conditions, now))]
+    if isinstance(resource, NodeDrain):
+        lines += _drained(resource)
+    if isinstance(resource, Maintenance):
+        lines += _turns(resource, now)
     if isinstance(resource, VirtualMachine):
         lines += _pending(resource)
         lines += _operations(client, resource, now)
@@ -74,6 +80,23 @@ def _describe(client: Client, resource: Resource, now: datetime) -> list[str]:
         rows = [(age(e.last_timestamp, now), e.type, e.reason, e.message) for e in events]
         lines += ["Events:", *grid(("Age", "Type", "Reason", "Message"), rows)] if rows else ["Events:  " + UNKNOWN]
     return lines
+
+
+def _drained(drain: NodeDrain) -> list[str]:
+    rows = [
+        (key, vm.state.value, memory(vm.memory_mib), vm.target, vm.operation, vm.message)
+        for key, vm in sorted(drain.vms.items())
+    ]
+    return ["VMs:", *grid(("VM", "State", "Memory", "Target", "Operation", "Message"), rows)] if rows else []
+
+
+def _turns(maintenance: Maintenance, now: datetime) -> list[str]:
+    rows = []
+    for name in maintenance.spec.nodes:
+        node = maintenance.node(name)
+        code = "" if node.exit_code is None else str(node.exit_code)
+        rows.append((name, node.stage.value, age(node.since, now), str(node.attempts), code, node.message))
+    return ["Nodes:", *grid(("Node", "Stage", "Since", "Runs", "Exit Code", "Message"), rows)]
 
 
 def _common(resource: Resource, now: datetime) -> list[Fact]:
@@ -98,6 +121,24 @@ def _own(client: Client, resource: Resource, now: datetime) -> list[Fact]:
             return _class(resource)
         case Node():
             return _node(client, resource)
+        case NodeDrain():
+            status = resource.status
+            return [
+                ("Phase", status.phase.value),
+                ("Asked For By", resource.spec.requested_by),
+                ("VMs Selected By", resource.spec.selector),
+                ("Begun", _when(status.started_at, now)),
+                ("Ended", _when(status.finished_at, now)),
+                ("Message", status.message),
+            ]
+        case Maintenance():
+            return [
+                ("Phase", resource.status.phase.value),
+                ("Asked For By", resource.spec.requested_by),
+                ("Hook", resource.spec.hook),
+                ("At A Time", str(resource.spec.parallel or "as many as can be spared")),
+                ("Message", resource.status.message),
+            ]
         case Event():
             about = resource.involved_object
             return [

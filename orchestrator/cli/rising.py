@@ -10,7 +10,7 @@ from orchestrator.client import Scope
 from orchestrator.client.following import follow
 from orchestrator.client.local import LocalClient
 from orchestrator.resources import Node, Resource, VirtualMachine, VmPhase
-from orchestrator.services.operations import create_resource, read_manifest
+from orchestrator.services.manifests import create_resource, read_manifest
 from orchestrator.store import Change, ChangeType
 from orchestrator.store.store import Loaded
 

@@ -17,8 +17,8 @@ from orchestrator.resources.scheduling import Taint
 from orchestrator.services import nodes, operations
 from orchestrator.services.classes import delete_class
 from orchestrator.services.context import Context
-from orchestrator.services.operations import Creatable
-from orchestrator.services.vms import Applied, apply_resource
+from orchestrator.services.manifests import Applied, Creatable, apply_resource, create_resource
+from orchestrator.services.vms import delete_vm
 from orchestrator.store import Change
 from orchestrator.store.store import Loaded
 
@@ -107,7 +107,7 @@ class LocalClient:
                 pass
             else:
                 raise AlreadyExists(f"VirtualMachineOperation {wanted.name!r} already exists")
-        return cast("C", operations.create_resource(self.context, wanted))
+        return cast("C", create_resource(self.context, wanted))
 
     def apply(self, wanted: Creatable) -> tuple[Creatable, Applied]:
         """Create what is not there, and change what differs."""
@@ -121,12 +121,12 @@ class LocalClient:
         elif kind is VirtualMachineClass:
             deleted = delete_class(self.context, key)
         else:
-            deleted = operations.delete_vm(self.context, key)
+            deleted = delete_vm(self.context, key)
         return cast("C", deleted)
 
-    def set_unschedulable(self, node: str, *, unschedulable: bool) -> bool:
+    def set_unschedulable(self, node: str, *, unschedulable: bool, bring_back: bool | None = None) -> bool:
         """Cordon or uncordon a node."""
-        return nodes.set_unschedulable(self.context, node, unschedulable=unschedulable)
+        return nodes.set_unschedulable(self.context, node, unschedulable=unschedulable, bring_back=bring_back)
 
     def set_labels(self, node: str, changes: Mapping[str, str | None]) -> bool:
         """Set or remove labels of a node."""

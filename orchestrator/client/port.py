@@ -11,8 +11,7 @@ from typing import Protocol, TypeVar
 
 from orchestrator.resources import Key, Resource
 from orchestrator.resources.scheduling import Taint
-from orchestrator.services.operations import Creatable
-from orchestrator.services.vms import Applied
+from orchestrator.services.manifests import Applied, Creatable
 from orchestrator.store import Change
 from orchestrator.store.store import Loaded
 
@@ -122,8 +121,13 @@ class Client(Protocol):
         """
         ...
 
-    def set_unschedulable(self, node: str, *, unschedulable: bool) -> bool:
+    def set_unschedulable(self, node: str, *, unschedulable: bool, bring_back: bool | None = None) -> bool:
         """Cordon or uncordon a node; tells whether that is new.
+
+        Args:
+            node: Its name.
+            unschedulable: Whether it is to be cordoned.
+            bring_back: At an uncordon, whether what the last drain moved comes home; None leaves that to the settings.
 
         Raises:
             NotFound: No such node.

@@ -23,12 +23,13 @@ from orchestrator.resources import (
     make_key,
     split_key,
 )
+from orchestrator.resources.drain import BRING_BACK_ANNOTATION
 from orchestrator.resources.meta import STORED
 from orchestrator.resources.scheduling import Taint
 from orchestrator.services.classes import ChangedMeanwhile
+from orchestrator.services.manifests import Applied, Creatable
 from orchestrator.services.nodes import with_labels, with_taints
-from orchestrator.services.operations import Creatable, check_same_spec
-from orchestrator.services.vms import Applied
+from orchestrator.services.operations import check_same_spec
 from orchestrator.store import Change, ChangeType
 from orchestrator.store.store import Loaded
 
@@ -182,12 +183,15 @@ class RemoteClient:
         gone = before.metadata.with_(deletion_timestamp=datetime.now(UTC))
         return cast("C", before.with_(metadata=gone))
 
-    def set_unschedulable(self, node: str, *, unschedulable: bool) -> bool:
+    def set_unschedulable(self, node: str, *, unschedulable: bool, bring_back: bool | None = None) -> bool:
         """Cordon or uncordon a node."""
         before = self.get(Node, node)
         if before.spec.unschedulable == unschedulable:
             return False
-        self._patch(before, {"spec": {"unschedulable": unschedulable}})
+        patch: dict[str, Any] = {"spec": {"unschedulable": unschedulable}}
+        if bring_back is not None:
+            patch["metadata"] = {"annotations": {BRING_BACK_ANNOTATION: str(bring_back).lower()}}
+        self._patch(before, patch)
         return True
 
     def set_labels(self, node: str, changes: Mapping[str, str | None]) -> bool:

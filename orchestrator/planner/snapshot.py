@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from orchestrator.planner.rules import Resident
 from orchestrator.resources import Key, VirtualMachine, VirtualMachineClass, VirtualMachineOperation
 from orchestrator.resources.cpu import NodeCpu
 from orchestrator.resources.scheduling import Taint
@@ -22,6 +23,7 @@ class NodeState:
         inbound: Migrations that reach it.
         starting: VMs that are being started on it.
         generation: Of its agent, new at each of its starts.
+        shutting_down: Whether its host is on its way down.
         platform: Tells hosts with the same CPU and hypervisor; empty if not known.
         domain_type: What domains run by on it: `kvm` or `qemu`.
         cpu_shares: Whether it can weigh domains against each other.
@@ -42,6 +44,7 @@ class NodeState:
     migration_uri: str = ""
     generation: str = ""
     platform: str = ""
+    shutting_down: bool = False
     taints: tuple[Taint, ...] = ()
     domain_type: str = "kvm"
     cpu_shares: bool = True
@@ -50,7 +53,7 @@ class NodeState:
     @property
     def schedulable(self) -> bool:
         """Whether VMs may start or land on it."""
-        return self.ready and not self.cordoned
+        return self.ready and not self.cordoned and not self.shutting_down
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,9 @@ class Snapshot:
         migrating: Migrations that hold a slot.
         busy: VMs that must not be touched now, with the reason (an unknown migration of theirs runs).
         held: Operations that wait for the end of one that they superseded, or of an adoption, with the reason.
+        vms: At least those of the pending operations.
+        placements: Grants that placed a VM, ever; all of them are in `residents`.
+        residents: All VMs that take room of a node, as the rules between VMs see them.
     """
 
     now: datetime
@@ -83,6 +89,8 @@ class Snapshot:
     memory_overhead_mib: int = 0
     limits: Limits = Limits()
     classes: Mapping[str, VirtualMachineClass] = field(default_factory=dict)
+    placements: int = 0
+    residents: Mapping[Key, Resident] = field(default_factory=dict)
 
     def class_of(self, vm: VirtualMachine) -> VirtualMachineClass | None:
         """Give the class that a VM's spec names; None where it names none, or one that is not there."""

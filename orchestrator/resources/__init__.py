@@ -2,7 +2,10 @@
 
 from orchestrator.resources.access_token import AccessToken, Role
 from orchestrator.resources.domain_xml import RenderHost, render_domain
+from orchestrator.resources.drain import NodeDrain
 from orchestrator.resources.event import Event, event_about
+from orchestrator.resources.grant import Action, Grant, GrantState, NodeGrant, Order, OrderKind, Reading, Settlement
+from orchestrator.resources.maintenance import Maintenance
 from orchestrator.resources.meta import (
     DEFAULT_NAMESPACE,
     Condition,
@@ -18,23 +21,10 @@ from orchestrator.resources.meta import (
 )
 from orchestrator.resources.namespace import Namespace
 from orchestrator.resources.node import Node, NodeInventory, SeenDomain
+from orchestrator.resources.rebalancing import RebalancePolicy
 from orchestrator.resources.vm import RunPolicy, VirtualMachine, VmPhase
 from orchestrator.resources.vmclass import VirtualMachineClass
-from orchestrator.resources.vmop import (
-    Action,
-    Grant,
-    GrantState,
-    NodeGrant,
-    OperationPhase,
-    OperationType,
-    Order,
-    OrderKind,
-    Priority,
-    Reading,
-    Reason,
-    Settlement,
-    VirtualMachineOperation,
-)
+from orchestrator.resources.vmop import OperationPhase, OperationType, Priority, Reason, VirtualMachineOperation
 
 KINDS: dict[str, type[Resource]] = {
     kind.kind_name: kind
@@ -44,9 +34,12 @@ KINDS: dict[str, type[Resource]] = {
         VirtualMachineOperation,
         Node,
         NodeInventory,
+        NodeDrain,
         Namespace,
+        Maintenance,
         Event,
         AccessToken,
+        RebalancePolicy,
     )
 }
 """Every kind that the store keeps, by name."""
@@ -61,8 +54,10 @@ __all__ = [
     "Grant",
     "GrantState",
     "Key",
+    "Maintenance",
     "Namespace",
     "Node",
+    "NodeDrain",
     "NodeGrant",
     "NodeInventory",
     "ObjectMeta",
@@ -73,6 +68,7 @@ __all__ = [
     "Priority",
     "Reading",
     "Reason",
+    "RebalancePolicy",
     "RenderHost",
     "Resource",
     "Role",

@@ -17,7 +17,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from orchestrator.resources.meta import Model, Name, Resource, Timestamp
+from orchestrator.resources.meta import Model, Resource, Timestamp
+from orchestrator.resources.names import Name
 
 _TEXT = re.compile(r"vmherd_([a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?)_[A-Za-z0-9_-]{43}")
 _NO_DIGEST = "0" * 64

@@ -1,7 +1,7 @@
 """Where a VM may run, in Kubernetes' shapes: taints and tolerations, affinity, spread.
 
-All of it is checked as strictly as Kubernetes checks it, so that a manifest that is taken here means what it says. The
-planner uses nodeSelector, taints and tolerations; affinity and spread are kept for the planner to come.
+All of it is checked as strictly as Kubernetes checks it, so that a manifest that is taken here means what it says.
+`planner.rules` turns what is said about other VMs into what the planner works with.
 """
 
 import re
@@ -11,44 +11,11 @@ from typing import Annotated, Literal, Self, assert_never
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from orchestrator.resources.meta import DNS_LABEL, Model, is_stored, misplaced, shown
+from orchestrator.resources.meta import Model, is_stored, misplaced
+from orchestrator.resources.names import DNS_LABEL, LabelKey, Labels, LabelValue, check_label_key
 
-_NAME_PART = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_LONGEST_SUBDOMAIN = 253
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
-
-def check_subdomain(value: str) -> str:
-    """Accept a DNS-1123 subdomain, as names of cluster-wide things are."""
-    if len(value) > _LONGEST_SUBDOMAIN or not _SUBDOMAIN.fullmatch(value):
-        raise ValueError(f"{shown(value)} is not a DNS subdomain: lower-case letters, digits, '-' and '.', at most 253")
-    return value
-
-
-def check_label_key(value: str) -> str:
-    """Accept a label's key: `name` or `prefix.example/name`."""
-    prefix, separator, name = value.rpartition("/")
-    is_prefixed = len(prefix) <= _LONGEST_SUBDOMAIN and _SUBDOMAIN.fullmatch(prefix)
-    if not _NAME_PART.fullmatch(name) or (separator and not is_prefixed):
-        raise ValueError(f"{shown(value)} is not a label key such as zone or example.com/zone")
-    return value
-
-
-def check_label_value(value: str) -> str:
-    """Accept a label's value: at most 63 letters, digits, '-', '_', '.'; or empty."""
-    if value and not _NAME_PART.fullmatch(value):
-        raise ValueError(
-            f"{shown(value)} is not a label value: at most 63 letters, digits, '-', '_', '.', a letter or digit at "
-            "both ends"
-        )
-    return value
-
-
-LabelKey = Annotated[str, AfterValidator(check_label_key)]
-LabelValue = Annotated[str, AfterValidator(check_label_value)]
-Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]
-Subdomain = Annotated[str, AfterValidator(check_subdomain)]
 Namespace = Annotated[str, Field(pattern=f"^{DNS_LABEL.pattern}$")]
 Weight = Annotated[int, Field(ge=1, le=100)]
 
@@ -189,11 +156,31 @@ class NodeSelectorTerm(Model):
                 raise misplaced((f"matchFields[{number}]", "must be In or NotIn with one value"))
         return self
 
+    def holds(self, name: str, labels: Mapping[str, str]) -> bool:
+        """Whether a node meets it; a term without conditions is met by none, as in Kubernetes."""
+        if not self.match_expressions and not self.match_fields:
+            return False
+        return all(part.holds(labels) for part in self.match_expressions) and all(
+            part.holds({part.key: name}) for part in self.match_fields
+        )
+
+    def __str__(self) -> str:
+        """As people read it: `zone In (a, b) and disk Exists`."""
+        return " and ".join(str(part) for part in (*self.match_expressions, *self.match_fields))
+
 
 class NodeSelector(Model):
     """Terms of which one must hold."""
 
     node_selector_terms: tuple[NodeSelectorTerm, ...] = Field(min_length=1, max_length=64)
+
+    def holds(self, name: str, labels: Mapping[str, str]) -> bool:
+        """Whether a node meets one of its terms."""
+        return any(term.holds(name, labels) for term in self.node_selector_terms)
+
+    def __str__(self) -> str:
+        """Its terms, joined by `or`."""
+        return " or ".join(str(term) for term in self.node_selector_terms)
 
 
 class PreferredNodes(Model):

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from orchestrator.errors import Invalid, NotFound, Refused
-from orchestrator.resources import VirtualMachine, VirtualMachineOperation
+from orchestrator.resources import Node, VirtualMachine, VirtualMachineOperation
+from orchestrator.resources.drain import VmState
+from orchestrator.services import drains
 from orchestrator.services.context import Context
 from orchestrator.services.evacuation import evacuation
 from orchestrator.services.operations import active_operation, create_operation
@@ -49,14 +51,31 @@ def evict(ctx: Context, key: str, node: str) -> Eviction:
         return Eviction(EvictionState.GONE)
     if active is not None:
         return _under_way(vm, active)
+    found = ctx.store.find(Node, node)
+    if found is not None and found.spec.unschedulable and not ctx.store.is_dry:
+        return _drained(ctx, vm)
     try:
-        created = create_operation(ctx, evacuation(vm))
+        created = create_operation(ctx, evacuation(vm, node))
     except (Invalid, NotFound, Refused) as error:
         active = active_operation(ctx, key)
         if active is not None:
             return _under_way(vm, active)  # someone else was faster
         return Eviction(EvictionState.REFUSED, f"{_name(vm)} can't be evacuated: {error}")
     return Eviction(EvictionState.TRIGGERED, f"{_triggered(vm)} ({created.name})")
+
+
+def _drained(ctx: Context, vm: VirtualMachine) -> Eviction:
+    """Of a cordoned node: the control plane sees to it until it has left, or the node is uncordoned."""
+    drain = drains.evict(ctx, vm)
+    active = active_operation(ctx, vm.key)
+    if active is not None:
+        return Eviction(EvictionState.TRIGGERED, f"{_triggered(vm)} ({active.name})")
+    known = drain.vms.get(vm.key)
+    if known is None or known.state is VmState.LEFT:
+        return Eviction(EvictionState.GONE)
+    if known.state is VmState.STAYS:
+        return Eviction(EvictionState.REFUSED, f"{_name(vm)} can't be evacuated: {known.message}")
+    return Eviction(EvictionState.IN_PROGRESS, f"Evacuation in progress: {_triggered(vm)} ({known.message})")
 
 
 def _under_way(vm: VirtualMachine, active: VirtualMachineOperation) -> Eviction:

@@ -1,19 +1,30 @@
 """What people say of nodes: cordon, labels, taints."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
-from orchestrator.errors import Invalid
+from orchestrator.errors import Invalid, Refused
+from orchestrator.lease import read_lease
 from orchestrator.planner.flow import Note
-from orchestrator.resources import Node, parse
+from orchestrator.resources import Condition, Node, ObjectMeta, new_metadata, parse
+from orchestrator.resources.node import HYPERVISOR_LABEL, NodeSpec
 from orchestrator.resources.scheduling import NodeLabels, Taint
+from orchestrator.services import drains
 from orchestrator.services.classes import check_version
 from orchestrator.services.context import Context, add_notes, deciding, wake_grant
+from orchestrator.services.inventory import put_node
+from orchestrator.store import keys
+from orchestrator.store.connection import redis_errors
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
+_OWN_LABELS = {HOSTNAME_LABEL: "name", HYPERVISOR_LABEL: "word"}
+"""Labels that only the node itself sets, and what they are of it."""
 
 
-def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool) -> bool:
+def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool, bring_back: bool | None = None) -> bool:
     """Cordon or uncordon a node. Migrations under way go on; nothing new starts or lands on a cordoned node.
+
+    Uncordoning ends a drain of it: what has not begun is dropped.
 
     Returns:
         Whether anything changed.
@@ -21,22 +32,79 @@ def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool) -> bool:
     Raises:
         NotFound: No such node.
     """
+    if not unschedulable:
+        return drains.uncordon(ctx, name, bring_back=bring_back)
 
     def decide() -> bool:
         old = ctx.store.get(Node, name)
-        if old.spec.unschedulable == unschedulable:
+        if old.spec.unschedulable:
             return False
-        at = ctx.now()
-        new = old.with_(spec=old.spec.with_(unschedulable=unschedulable))
+        new = old.with_(spec=old.spec.with_(unschedulable=True))
         batch = ctx.store.batch().put(old, new)
-        add_notes(batch, (new,), (_cordoning(new),), at)
+        add_notes(batch, (new,), (Note("NodeCordoned", "no VM starts or lands here"),), ctx.now())
         ctx.store.must_commit(batch)
         return True
 
     changed = deciding(decide)
     if changed:
+        drains.step(ctx, name)
         wake_grant(ctx)
     return changed
+
+
+def add_witness(ctx: Context, name: str) -> None:
+    """Put a witness on record; nothing happens when it is there.
+
+    Raises:
+        Refused: A node of that name has VMs, or may have.
+    """
+
+    def decide() -> None:
+        old = ctx.store.find(Node, name)
+        if old is not None:
+            if not old.spec.witness:
+                raise Refused(f"node {name!r} is a hypervisor: a witness needs a name of its own")
+            return
+        at = ctx.now()
+        metadata = new_metadata(ObjectMeta(name=name, labels={HOSTNAME_LABEL: name}), namespaced=False, now=at)
+        new = Node(metadata=metadata, spec=NodeSpec(witness=True))
+        message = "it has not renewed its lease yet"
+        lease = Condition(type="LeaseFresh", status="False", reason="NotRenewed", message=message)
+        hypervisor = Condition(type="HypervisorAvailable", status="True", reason="Witness", message="it runs no VMs")
+        batch = ctx.store.batch()
+        put_node(batch, None, new, (lease, hypervisor), at)
+        ctx.store.must_commit(batch)
+
+    deciding(decide)
+
+
+def check_no_witness(ctx: Context, name: str) -> None:
+    """Check that a host may join under a name.
+
+    Raises:
+        Refused: It is a witness's.
+    """
+    old = ctx.store.find(Node, name)
+    if old is not None and old.spec.witness:
+        raise Refused(f"node {name!r} is a witness: vmherd node expel {name} first, or take another name")
+
+
+def is_armed(ctx: Context, name: str) -> bool:
+    """Whether a node's lease, fresh or not, has it on record that its watchdog counts."""
+    with redis_errors(ctx.store.redis):
+        stored = read_lease(cast("str | None", ctx.store.redis.get(keys.lease(name))))
+    return stored is not None and stored.lease.armed
+
+
+def remove_witness(ctx: Context, name: str) -> None:
+    """Remove a witness from record; nothing happens when there is none of that name."""
+
+    def decide() -> None:
+        old = ctx.store.find(Node, name)
+        if old is not None and old.spec.witness:
+            ctx.store.must_commit(ctx.store.batch().delete(old))
+
+    deciding(decide)
 
 
 def set_labels(ctx: Context, name: str, changes: Mapping[str, str | None]) -> bool:
@@ -54,9 +122,8 @@ def set_labels(ctx: Context, name: str, changes: Mapping[str, str | None]) -> bo
 
 def with_labels(old: Node, changes: Mapping[str, str | None]) -> Node:
     """Give a node with its labels changed; raises `Invalid` as `set_labels`."""
-    if HOSTNAME_LABEL in changes:
-        why = "is the node's own name, and can't be changed"
-        raise Invalid(f"metadata.labels.{HOSTNAME_LABEL}: {why}", ((f"metadata.labels.{HOSTNAME_LABEL}", why),))
+    for label in _OWN_LABELS.keys() & changes.keys():
+        raise _own_label(label)
     wanted = parse(NodeLabels, {"matchLabels": {key: value or "" for key, value in changes.items()}}).match_labels
     labels = {**old.metadata.labels, **wanted}
     kept = {key: value for key, value in labels.items() if changes.get(key, "") is not None}
@@ -112,28 +179,25 @@ def update_node(ctx: Context, wanted: Node) -> Node:
     def decide() -> tuple[Node, bool]:
         old = ctx.store.get(Node, wanted.name)
         check_version(old, wanted)
-        if labels.get(HOSTNAME_LABEL) != old.metadata.labels.get(HOSTNAME_LABEL):
-            why = "is the node's own name, and can't be changed"
-            raise Invalid(f"metadata.labels.{HOSTNAME_LABEL}: {why}", ((f"metadata.labels.{HOSTNAME_LABEL}", why),))
+        for label in _OWN_LABELS:
+            if labels.get(label) != old.metadata.labels.get(label):
+                raise _own_label(label)
         meta = old.metadata.with_(labels=labels, annotations=wanted.metadata.annotations)
-        if (meta, wanted.spec) == (old.metadata, old.spec):
+        # A cordon is a step of its own below, where what follows from it for a drain of the node is done too.
+        new = old.with_(metadata=meta, spec=wanted.spec.with_(unschedulable=old.spec.unschedulable))
+        if new == old:
             return old, False
-        new = old.with_(metadata=meta, spec=wanted.spec)
-        batch = ctx.store.batch().put(old, new)
-        if new.spec.unschedulable != old.spec.unschedulable:
-            add_notes(batch, (new,), (_cordoning(new),), ctx.now())
-        return ctx.store.must_commit(batch)[0], True  # type: ignore[return-value]
+        return ctx.store.must_commit(ctx.store.batch().put(old, new))[0], True  # type: ignore[return-value]
 
     node, is_changed = deciding(decide)
     if is_changed:
         wake_grant(ctx)
-    return node
-
-
-def _cordoning(node: Node) -> Note:
-    if node.spec.unschedulable:
-        return Note("NodeCordoned", "no VM starts or lands here")
-    return Note("NodeUncordoned", "")
+    if node.spec.unschedulable == wanted.spec.unschedulable:
+        return node
+    if ctx.store.is_dry:
+        return node.with_(spec=wanted.spec)
+    set_unschedulable(ctx, wanted.name, unschedulable=wanted.spec.unschedulable)
+    return ctx.store.get(Node, wanted.name)
 
 
 def _change(ctx: Context, name: str, change: Callable[[Node], Node]) -> bool:
@@ -149,3 +213,8 @@ def _change(ctx: Context, name: str, change: Callable[[Node], Node]) -> bool:
     if changed:
         wake_grant(ctx)
     return changed
+
+
+def _own_label(label: str) -> Invalid:
+    path, why = f"metadata.labels.{label}", f"is the node's own {_OWN_LABELS[label]}, and can't be changed"
+    return Invalid(f"{path}: {why}", ((path, why),))

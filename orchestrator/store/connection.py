@@ -1,5 +1,6 @@
 """Connections to Redis, and Redis's own errors put in our words."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -87,6 +88,17 @@ def without_password(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
+# For some codes redis-py has a class, and drops the code from the text; in a pipeline the text has more before it.
+_LATER = (
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.ExecAbortError,
+)
+_LATER_CODES = re.compile(r"(^|: )(LOADING|READONLY|MISCONF|OOM|NOREPLICAS|MASTERDOWN|BUSY)\b")
+"""What passes by itself, or once a person has made room."""
+
+
 @contextmanager
 def redis_errors(client: "redis.Redis") -> Iterator[None]:
     """Turn Redis's errors into ours, naming the server.
@@ -103,7 +115,7 @@ def redis_errors(client: "redis.Redis") -> Iterator[None]:
     except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as error:
         raise StoreUnavailable(f"no Redis at {where(client)}: {error}") from error
     except redis.exceptions.ResponseError as error:
-        if str(error).startswith(("LOADING", "READONLY", "MISCONF", "OOM", "NOREPLICAS", "MASTERDOWN", "BUSY")):
+        if isinstance(error, _LATER) or _LATER_CODES.search(str(error)):
             raise StoreUnavailable(f"Redis at {where(client)} can't take this now: {error}") from error
         if "executing the script can't" in str(error):  # NOPERM, as a script's caller is told it
             raise StoreUnavailable(f"Redis at {where(client)} does not permit this user to do that: {error}") from error

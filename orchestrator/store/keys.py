@@ -25,13 +25,26 @@ are removed by the commit that ends it:
 | `slots:cluster`, `slots:outbound:<node>`, `slots:inbound:<node>` | set of operations | control | none: a
   grant that ran out is suspect and keeps its slots until it is settled |
 | `deadlines` | zset operation -> ms | control | none; ends with the grant |
-| `awaiting` | zset operation or order -> ms | control | none; ends with the report |
+| `awaiting` | zset operation, order or `drain/<node>` -> ms | control | none; ends with the report, or the drain |
 | `grants:<node>`, `orders:<node>` | hash | control, readable by the node | none; ends with the grant, the answer |
 | `wake:<node>` | stream | control, readable by the node | bounded, 64 entries: wake-ups carry no truth |
 | `cursors` | hash node -> report id | control | none: how far each node's reports are read |
+| `rebalance:scan` | string | control | the interval of the policy: a scan was begun |
+| `placements` | hash | control | none: `count` of the grants that placed a VM; tells whether rules were checked
+  against all of them |
 | `wanted:<task>` | string | control | 5 s: a wake-up that is on its way |
 | `tick:<name>:<n>` | string | control | 10 periods: this tick was sent |
+| `membership` | string | control, readable by nodes | none: who votes, with a version that grows (TAKEOVER.md,
+  rule 10) |
+| `peer-key` | string | control, readable by nodes | none: by which members speak to each other; new when one is
+  expelled |
+| `suspicions` | hash node -> "id generation sequence" | control, readable by nodes | none; ends with the node's
+  renewal, or with its takeover |
+| `taken-over:<node>` | string "boot-id generation" | control, readable by the node | none: this boot renews no more;
+  ends when the node came back |
+| `disarm:<node>` | string | control, readable by the node | none: why its watchdog is to be disarmed |
 | `node:{<n>}:lease` | string | node | 7 days, far beyond any decision made on it |
+| `node:{<n>}:agent` | string | node | 7 days: its agent's last sign of life |
 | `node:{<n>}:counter`, `node:{<n>}:reports` | string, stream | node | none; the stream is trimmed by intake,
   and bounded at 10,000 |
 | `node:{<n>}:claim:<epoch>` | string | node | 1 day: this grant was taken by a worker |
@@ -53,6 +66,8 @@ IDENTITY = "identity"
 CHANGES = "changes"
 CHANGES_MAX = 100_000
 SCHEDULABLE = "schedulable"
+PLACEMENTS = "placements"
+REBALANCE_SCAN = "rebalance:scan"
 ACTIVE_OPERATIONS = "active-operations"
 OPEN_GRANTS = "open-grants"
 VM_UIDS = "vm-uids"
@@ -61,6 +76,9 @@ SLOTS_CLUSTER = "slots:cluster"
 DEADLINES = "deadlines"
 AWAITING = "awaiting"
 CURSORS = "cursors"
+MEMBERSHIP = "membership"
+PEER_KEY = "peer-key"
+SUSPICIONS = "suspicions"
 
 REQUEST_TTL_MS = 600_000
 WANTED_TTL_MS = 5_000
@@ -121,6 +139,16 @@ def tick(name: str, number: int) -> str:
     return f"tick:{name}:{number}"
 
 
+def taken_over(node: str) -> str:
+    """The boot of a node that was taken over: its renewals are refused."""
+    return f"taken-over:{node}"
+
+
+def disarm(node: str) -> str:
+    """Why a node's watchdog is to be disarmed, while it is there."""
+    return f"disarm:{node}"
+
+
 def node_prefix(node: str) -> str:
     """All that a node may write. The closing brace keeps `n1` out of `n10`."""
     return f"node:{{{node}}}:"
@@ -129,6 +157,11 @@ def node_prefix(node: str) -> str:
 def lease(node: str) -> str:
     """The node's lease."""
     return node_prefix(node) + "lease"
+
+
+def agent(node: str) -> str:
+    """The last sign of life of the node's agent."""
+    return node_prefix(node) + "agent"
 
 
 def counter(node: str) -> str:

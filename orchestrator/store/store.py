@@ -14,6 +14,7 @@ import redis
 
 from orchestrator.errors import AlreadyExists, Conflict, NotFound, VersionExpired
 from orchestrator.logs import logger
+from orchestrator.metrics import COMMIT_SECONDS, COMMITS
 from orchestrator.resources import KINDS, Key, Resource, split_key
 from orchestrator.resources.meta import STORED
 from orchestrator.settings import Settings, settings
@@ -170,15 +171,17 @@ class Store:
             Conflict: A document is not at the version it was read at.
             AlreadyExists: A document to be created is there already.
         """
-        with redis_errors(self.redis):
+        with redis_errors(self.redis), COMMIT_SECONDS.time():
             answer = cast("list[str | int]", self._commit(args=[batch.encoded()]))
         if answer[0] == "refused":
+            COMMITS.labels("conflict" if answer[1] == "version" else "refused").inc()
             if answer[1] != "version":
                 return Refusal(str(answer[1]), str(answer[2]))
             kind, _, key = str(answer[2]).partition(" ")
             created = any(w["expected"] == 0 and w["kind"] == kind and w["key"] == key for w in batch.writes)
             error = AlreadyExists if created else Conflict
             raise error(f"{kind} {split_key(Key(key))[1]!r} " + ("already exists" if created else "changed meanwhile"))
+        COMMITS.labels("done").inc()
         for event, warning, about in () if batch.is_dry else batch.told:
             (log.warning if warning else log.info)(event, **about)
         result: list[Resource] = []

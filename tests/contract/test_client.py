@@ -30,9 +30,9 @@ from orchestrator.resources import (
 )
 from orchestrator.resources.scheduling import Taint
 from orchestrator.services.context import Context
-from orchestrator.services.operations import new_operation, read_manifest
+from orchestrator.services.manifests import Applied, read_manifest
+from orchestrator.services.operations import new_operation
 from orchestrator.services.tokens import create_token
-from orchestrator.services.vms import Applied
 from orchestrator.settings import Settings
 from orchestrator.store import Change, ChangeType, Store
 from orchestrator.store.connection import connect

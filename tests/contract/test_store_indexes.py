@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import AlreadyExists, Conflict
-from orchestrator.planner.flow import settling
+from orchestrator.planner.rounds import settling
 from orchestrator.resources import (
     KINDS,
     Action,
@@ -179,5 +179,5 @@ def test_the_order_to_list_anew_is_an_index_of_the_inventory() -> None:
 
 
 def test_every_kind_has_its_say() -> None:
-    without_indexes = {"Event", "VirtualMachineClass"}
+    without_indexes = {"Event", "Maintenance", "NodeDrain", "VirtualMachineClass"}
     assert set(KINDS) == {kind.kind_name for kind in FOLLOWED} | without_indexes

@@ -13,7 +13,7 @@ from orchestrator.cli.main import COMMANDS, app, explain
 from orchestrator.cli.nodes import node_url
 from orchestrator.errors import Invalid, NotFound
 from orchestrator.resources import Event, Node, Resource, VirtualMachine, VirtualMachineClass, VirtualMachineOperation
-from orchestrator.services.operations import read_manifest
+from orchestrator.services.manifests import read_manifest
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_kinds_by_all_their_names(words: str, kind: type[Resource]) -> None:
 
 @pytest.mark.parametrize("word", ["pod", "", "nodeinventory"])
 def test_no_kind(word: str) -> None:
-    with pytest.raises(typer.BadParameter, match="is not a kind: vm, vmclass, vmop, node or event"):
+    with pytest.raises(typer.BadParameter, match="is not a kind: vm, vmclass, vmop, node, drain, maintenance or event"):
         parse_kind(word)
 
 
@@ -205,13 +205,15 @@ def test_wrong_usage(line: str) -> None:
 
 
 def test_every_command_has_help_with_an_example() -> None:
-    texts = {
-        name: CliRunner().invoke(app, [name, "--help"]).output
-        for name in COMMANDS
-        if name not in {"node", "run", "token"}
+    groups = {
+        "maintenance": ("pause", "resume", "stop"),
+        "node": ("enroll", "expel"),
+        "plan": ("failure",),
+        "token": ("create", "revoke", "list"),
     }
-    texts |= {name: CliRunner().invoke(app, ["node", name, "--help"]).output for name in ("enroll", "expel")}
-    texts |= {name: CliRunner().invoke(app, ["token", name, "--help"]).output for name in ("create", "revoke", "list")}
+    lines = [[name] for name in COMMANDS if name not in {*groups, "run"}]
+    lines += [[group, name] for group, names in groups.items() for name in names]
+    texts = {" ".join(line): CliRunner().invoke(app, [*line, "--help"]).output for line in lines}
     assert [name for name, text in texts.items() if "$ vmherd" not in text] == []
 
 

@@ -32,7 +32,8 @@ from orchestrator.errors import (
     VmherdError,
 )
 from orchestrator.resources import Node, OperationType, VirtualMachine
-from orchestrator.services.operations import new_operation, read_manifest
+from orchestrator.services.manifests import read_manifest
+from orchestrator.services.operations import new_operation
 from orchestrator.settings import Settings
 from tests.builders import a_vm
 

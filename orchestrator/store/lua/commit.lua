@@ -54,6 +54,15 @@ checks["field"] = function(c)
   return nil
 end
 
+-- {"value", string key, expected}: expected "" means that it must be absent.
+checks["value"] = function(c)
+  local value = redis.call("GET", c[2]) or ""
+  if value ~= c[3] then
+    return c[2]
+  end
+  return nil
+end
+
 -- {"due", zset, member}: its timer is over; one that was set anew meanwhile is not.
 checks["due"] = function(c)
   local score = redis.call("ZSCORE", c[2], c[3])
@@ -95,6 +104,14 @@ end
 checks["schedulable"] = function(c)
   if redis.call("SISMEMBER", "schedulable", c[2]) == 0 then
     return c[2]
+  end
+  return nil
+end
+
+-- {"placements", count}: so many grants have placed a VM, ever: what a plan knew of where VMs are is all there is.
+checks["placements"] = function(c)
+  if tonumber(redis.call("HGET", "placements", "count") or 0) ~= c[2] then
+    return "placements"
   end
   return nil
 end

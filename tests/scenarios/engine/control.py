@@ -5,7 +5,10 @@ from collections.abc import Callable
 from orchestrator.errors import Conflict, StoreUnavailable, VersionExpired
 from orchestrator.intake import Intake
 from orchestrator.queues import CONTROL, LIVENESS, TICK_PERIOD_S, Message, Task
+from orchestrator.services import capacity, rebalancing
+from orchestrator.services.agents import AgentWatch
 from orchestrator.services.context import Context
+from orchestrator.services.firmware import keep_firmware
 from orchestrator.services.granting import grant_pending
 from orchestrator.services.herd import Herd
 from orchestrator.services.housekeeping import remove_old_events, remove_old_operations
@@ -19,7 +22,8 @@ from tests.scenarios.engine.schedule import Process, Schedule
 
 _RETRY_S = 0.5
 _TICKS = {"reconcile": (Task.RECONCILE, CONTROL), "liveness": (Task.LIVENESS, LIVENESS)}
-_TICKS |= {"housekeeping": (Task.HOUSEKEEPING, CONTROL)}
+_TICKS |= {"housekeeping": (Task.HOUSEKEEPING, CONTROL), "rebalance": (Task.REBALANCE, CONTROL)}
+_TICKS |= {"capacity": (Task.CAPACITY, CONTROL)}
 
 
 class SteppedFollower(Follower):
@@ -97,21 +101,25 @@ class ControlPlane:
         def housekeeping() -> None:
             remove_old_events(self._ctx)
             remove_old_operations(self._ctx)
+            keep_firmware(self._ctx, herd)
 
         handlers = {
             Task.GRANT: lambda: grant_pending(self._ctx, herd),
             Task.RECONCILE: lambda: reconcile(self._ctx, herd),
             Task.HOUSEKEEPING: housekeeping,
+            Task.REBALANCE: lambda: rebalancing.scan(self._ctx, herd),
+            Task.CAPACITY: lambda: capacity.watch(self._ctx, herd),
         }
         serve(self._client, self._schedule, CONTROL, handlers)
 
     def _liveness(self) -> None:
         herd = self._loaded()
-        liveness = Liveness(self._ctx, herd)
+        liveness, agents = Liveness(self._ctx, herd), AgentWatch(self._ctx, herd)
 
         def scan() -> None:
             herd.follower.sync()
             liveness.scan()
+            agents.scan()
 
         serve(self._client, self._schedule, LIVENESS, {Task.LIVENESS: scan})
 
