@@ -1,5 +1,6 @@
 """Get, list and watch over HTTP: one truth, in whatever order things happen, at however many servers."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -79,6 +80,27 @@ class TestLists:
                 first, second = (root, client) if number % 2 else (client, root)
                 assert first.post("/api/v1/namespaces", json=body).status_code == 201
                 assert f"p-{number}" in names(listed(second, "/api/v1/namespaces"))
+
+    def test_a_copy_that_lags_is_waited_for(self, api: ServedApi, root: httpx.Client) -> None:
+        store = api.mirror.store
+        changes, late = store.changes, threading.Event()
+
+        def slowly(since: int, block_ms: int) -> Any:
+            found = changes(since, block_ms)
+            if found:
+                late.wait(0.3)  # what was read is not in the copy yet
+            return found
+
+        store.changes = slowly
+        create(api.store, a_node("n9"))  # ends the call that is under way, as it was before
+        wait_until(lambda: api.mirror.version == api.store.version(), 10, "it follows")
+        create(api.store, a_vm("a"))
+        assert names(listed(root, VMS, resourceVersion=0)) == []
+        assert names(listed(root, VMS)) == ["a"]
+        (new,) = create(api.store, a_vm("b"))
+        assert names(listed(root, VMS, resourceVersion=new.version)) == ["a", "b"]
+        create(api.store, a_vm("c"))
+        assert root.get(f"{VMS}/c").status_code == 200
 
     def test_namespaces_and_selectors(self, api: ServedApi, root: httpx.Client) -> None:
         elsewhere = a_vm("c").with_(metadata=a_vm("c").metadata.with_(namespace="other"))
