@@ -179,5 +179,6 @@ def test_the_order_to_list_anew_is_an_index_of_the_inventory() -> None:
 
 
 def test_every_kind_has_its_say() -> None:
-    without_indexes = {"Event", "Maintenance", "NodeDrain", "VirtualMachineClass"}
+    without_indexes = {"AccessToken", "Event", "Maintenance", "Namespace", "NodeDrain"}
+    without_indexes |= {"RebalancePolicy", "VirtualMachineClass"}
     assert set(KINDS) == {kind.kind_name for kind in FOLLOWED} | without_indexes

@@ -37,6 +37,8 @@ def test_a_herd_at_work_has_declared_keys_only(store: Store) -> None:
     store.redis.set(keys.disarm("n1"), "maintenance")
     store.redis.set(keys.wanted("grant"), "1", px=keys.WANTED_TTL_MS)
     store.redis.set(keys.tick("reconcile", 1), "1", ex=20)
+    store.redis.set(keys.REBALANCE_SCAN, "1", px=60_000)
+    store.redis.hincrby(keys.PLACEMENTS, "count", 1)
     old = store.get(VirtualMachineOperation, "default/op")
     store.must_commit(store.batch().put(old, settling(old, "test", kill=True)))
     assert old.status.grant is not None

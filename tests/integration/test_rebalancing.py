@@ -207,7 +207,7 @@ def test_each_node_says_whether_the_herd_could_lose_it(stage: Stage) -> None:
         "n3": "False",
     }
     assert told["n1"] is not None
-    assert "default/a (0/3 nodes: 2 short of 8000 millicores CPU, 1 lost)" in told["n1"].message
+    assert "default/a (0/3 nodes: 1 lost, 2 short of 8000 millicores CPU)" in told["n1"].message
     version = stage.store.version()
     capacity.watch(stage.ctx, stage.herd)
     assert stage.store.version() == version, "what is no news costs no write"
