@@ -86,6 +86,7 @@ missing_packages() { # prints Debian's names of what is missing, one a line
         "$@" >/dev/null 2>&1 || echo "$package"
     }
     need gcc has gcc
+    need g++ has g++
     need libc6-dev test -e /usr/include/stdio.h
     need pkg-config has pkg-config
     need libvirt-dev pkg-config --exists libvirt
@@ -103,9 +104,6 @@ missing_packages() { # prints Debian's names of what is missing, one a line
         need zstd has zstd
         need e2fsprogs has mkfs.ext4 # the guest with a watchdog
         need prometheus has promtool
-        need docker.io has dockerd # an engine of the tests' own: tests/lab/docker_engine.py
-        need docker-compose has docker-compose
-        need debootstrap has debootstrap
         need iptables has iptables
         need chromium has chromium # tests/browser
     fi
@@ -204,13 +202,6 @@ make_guest_image() { # cached under /var/cache/vmherd; from a kernel package tha
     }
 }
 
-make_container_images() { # cached likewise: what stands in for a registry of images
-    $VENV/bin/python -m tests.lab.docker_engine >"$LOG" 2>&1 || {
-        tail -n 15 "$LOG" >&2
-        give_up "What the containers are built from could not be made. The last lines are above, all of them in $LOG."
-    }
-}
-
 # ------------------------------------------------------------------------------------------------------------ steps
 
 exec 9<.
@@ -252,5 +243,4 @@ if ! is_venv_current; then make_venv; fi
 exec 9>&-
 if [ "$level" = lab ]; then
     make_guest_image
-    make_container_images
 fi

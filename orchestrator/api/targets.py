@@ -81,11 +81,13 @@ class Paths:
                 group_version = f"{group}/{version}"
             case _:
                 raise _no_such(path)
+        if "" in rest:
+            raise _no_such(path)
         namespace = ""
         if rest[0] == _NAMESPACES and len(rest) > 2 and not (len(rest) == 3 and rest[2] in _OF_NAMESPACES):  # noqa: PLR2004 - parts
             namespace, rest = rest[1], rest[2:]
         api = self._known.get((group_version, rest[0]))
-        if api is None or len(rest) > 3 or "" in rest or bool(namespace) > api.kind.namespaced:  # noqa: PLR2004 - parts
+        if api is None or len(rest) > 3 or bool(namespace) > api.kind.namespaced:  # noqa: PLR2004 - parts
             raise _no_such(path)
         name, subresource = (*rest[1:], "", "")[:2]
         if subresource and subresource not in api.subresources:

@@ -16,7 +16,7 @@ from orchestrator.api.patching import Patch
 from orchestrator.api.pods import DOMAIN_ANNOTATION, Pod
 from orchestrator.api.reading import not_found
 from orchestrator.api.targets import Target
-from orchestrator.errors import AlreadyExists, Conflict, NotFound, Refused
+from orchestrator.errors import AlreadyExists, Conflict, Invalid, NotFound, Refused
 from orchestrator.queues import Message
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
@@ -253,6 +253,9 @@ def _document(target: Target, body: Any) -> dict[str, Any]:
         raise BadRequest(f"metadata.name: is {shown(meta['name'])}, the path is for {target.name!r}")
     if target.namespace and (meta.get("namespace") or target.namespace) != target.namespace:
         raise BadRequest(f"metadata.namespace: is {shown(meta['namespace'])}, the path is for {target.namespace!r}")
+    if meta.get("finalizers") and target.api not in {VIRTUAL_MACHINES, OPERATIONS}:
+        why = f"a {kind.kind_name} takes none"
+        raise Invalid(f"metadata.finalizers: {why}", (("metadata.finalizers", why),))
     head = {"apiVersion": kind.group_version, "kind": kind.kind_name}
     return {**{key: value for key, value in body.items() if key != "status"}, **head, "metadata": meta}
 

@@ -2,9 +2,11 @@
 
 from orchestrator.cli.run import check_node, execute
 
-EXAMPLE = """Example, on a node:
+EXAMPLE = """Example, on a node, in its own environment:
 
-$ set -a; . /etc/vmherd/node.env; vmherd doctor
+$ set -a; . /etc/vmherd/node.env
+
+$ vmherd doctor
 """
 
 

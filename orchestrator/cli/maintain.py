@@ -51,6 +51,14 @@ PAUSE_EXAMPLE = """Example:
 
 $ vmherd maintenance pause october
 """
+RESUME_EXAMPLE = """Example:
+
+$ vmherd maintenance resume october
+"""
+STOP_EXAMPLE = """Example:
+
+$ vmherd maintenance stop october
+"""
 _TIMED_OUT = 124
 """As timeout(1) says it."""
 _KILL_AFTER_S = 10.0
@@ -134,14 +142,14 @@ def pause(name: Name) -> None:
         terminal.write(f"maintenance/{name} {_said(maintenances.pause(ctx, name, f'paused by {who()}'))}")
 
 
-@maintenance.command("resume")
+@maintenance.command("resume", epilog=RESUME_EXAMPLE)
 def resume(name: Name) -> None:
     """Go on; a node that failed goes on from where it did. Its hooks are run by `vmherd maintain --name NAME`."""
     with open_context() as ctx:
         terminal.write(f"maintenance/{name} {_said(maintenances.resume(ctx, name))}")
 
 
-@maintenance.command("stop")
+@maintenance.command("stop", epilog=STOP_EXAMPLE)
 def stop(name: Name) -> None:
     """End it: a hook that runs comes to its end, its node takes virtual machines again, and nothing else is begun."""
     with open_context() as ctx:

@@ -22,7 +22,9 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 _LEAST_GAIN = 1e-6
 """Of the measure, for any move: a thousandth of a node's share."""
-_PARTNERS = 8
+_TARGETS = 32
+"""So many of the emptiest nodes are looked at first; the others only where these are refused, and not too full."""
+_PARTNERS = 4
 """So many of the emptiest nodes are looked at for VMs to change places with."""
 
 
@@ -86,6 +88,11 @@ class _Evening:
         board = table.board
         self._left, self._left_mib = most, most_mib
         self._origin = np.array(table.at, dtype=np.int64)
+        self._at = self._origin.copy()
+        masks = {id(piece.suited): piece.suited for piece in table.pieces}
+        rows = {name: row for row, name in enumerate(masks)}
+        self._masks = np.array(list(masks.values()), dtype=np.bool_).reshape(len(masks), len(board.names)) & board.open
+        self._mask_of = np.array([rows[id(piece.suited)] for piece in table.pieces], dtype=np.int64)
         self._weights = (policy.weights.cpu, policy.weights.memory)
         self._whole = (np.maximum(board.cpu_millicores, 1).astype(float), np.maximum(board.memory_mib, 1).astype(float))
         self._ideal = tuple(
@@ -117,6 +124,7 @@ class _Evening:
         self._left_mib -= int(self._extra(np.array([number]), target)[0])
         self._left += int(target == self._origin[number]) - int(source == self._origin[number])
         self._table.move(number, target)
+        self._at[number] = target
         self._exhausted[[source, target]] = False
         self._is_better = True
 
@@ -145,9 +153,9 @@ class _Evening:
 
     def _extra(self, numbers: Ints, targets: int | Ints) -> Ints:
         """Give what is sent more if VMs end on some nodes, and not where they are now; negative where it is less."""
-        now = np.array([self._table.at[int(n)] for n in numbers], dtype=np.int64)
-        away = (self._origin[numbers] != targets).astype(np.int64)
-        return np.asarray(self._table.cost[numbers] * (away - (now != self._origin[numbers])), dtype=np.int64)
+        origin = self._origin[numbers]
+        away = (origin != targets).astype(np.int64)
+        return np.asarray(self._table.cost[numbers] * (away - (self._at[numbers] != origin)), dtype=np.int64)
 
     def _worth(self, gain: Floats, extra: Ints) -> Floats:
         """Give what is gained for each MiB, of what may be done at all; 0 otherwise."""
@@ -155,45 +163,59 @@ class _Evening:
         return np.where((gain > _LEAST_GAIN) & (extra <= self._left_mib), worth, 0.0)
 
     def _one_leaves(self, source: int, numbers: Ints) -> list[tuple[int, int]]:
+        heights = self._heights(source)
+        nearest = np.argpartition(heights, _TARGETS)[:_TARGETS] if len(heights) > _TARGETS else np.arange(len(heights))
+        found, may_gain = self._best_of(source, numbers, np.sort(nearest))
+        if not found and may_gain and len(nearest) < len(heights):
+            found, _ = self._best_of(source, numbers, np.arange(len(heights)))
+        return found
+
+    def _heights(self, source: int) -> Floats:
+        """Give how full the nodes are that something may move to; others are infinitely high."""
+        cpu, memory = self._distances()
+        heights = np.where(self._table.board.open, self._weights[0] * cpu + self._weights[1] * memory, np.inf)
+        heights[source] = np.inf
+        return heights
+
+    def _best_of(self, source: int, numbers: Ints, nodes: Ints) -> tuple[list[tuple[int, int]], bool]:
+        """Give the best move of a node's VMs to some nodes, and whether one would gain if it were allowed."""
         table = self._table
-        gain = np.zeros((len(numbers), len(table.board.names)))
+        gain = np.zeros((len(numbers), len(nodes)))
         amounts = (table.cpu[numbers], table.memory[numbers])
         for weight, whole, distance, amount in zip(self._weights, self._whole, self._distances(), amounts, strict=True):
-            out, into = amount / whole[source], amount[:, None] / whole[None, :]
+            out, into = amount / whole[source], amount[:, None] / whole[None, nodes]
             left = distance[source] ** 2 - (distance[source] - out) ** 2
-            gain += weight * (left[:, None] - into * (2 * distance[None, :] + into))
-        has_moved = self._origin[numbers] != source
-        extra = np.where(has_moved, 0, table.cost[numbers])[:, None].repeat(gain.shape[1], axis=1)
-        rows = np.flatnonzero(has_moved)
-        extra[rows, self._origin[numbers[rows]]] = -table.cost[numbers[rows]]
+            gain += weight * (left[:, None] - into * (2 * distance[None, nodes] + into))
+        if not (gain > _LEAST_GAIN).any():
+            return [], False
+        origin, cost = self._origin[numbers][:, None], table.cost[numbers][:, None]
+        extra = cost * ((origin != nodes[None, :]).astype(np.int64) - (origin != source))
         worth = self._worth(gain, extra)
-        worth[~self._allowed(numbers, source)] = 0.0
+        worth[~self._allowed(numbers, source, nodes)] = 0.0
         if self._left <= 0:
-            worth[~has_moved] = 0.0
+            worth[self._origin[numbers] == source] = 0.0
         while True:
-            row, target = divmod(int(np.argmax(worth)), worth.shape[1])
-            if worth[row, target] <= 0:
-                return []
-            if not table.objection(int(numbers[row]), target):
-                return [(int(numbers[row]), target)]
-            worth[row, target] = 0.0
+            row, column = divmod(int(np.argmax(worth)), worth.shape[1])
+            if worth[row, column] <= 0:
+                return [], True
+            if not table.objection(int(numbers[row]), int(nodes[column])):
+                return [(int(numbers[row]), int(nodes[column]))], True
+            worth[row, column] = 0.0
 
-    def _allowed(self, numbers: Ints, source: int) -> npt.NDArray[np.bool_]:
+    def _allowed(self, numbers: Ints, source: int, nodes: Ints) -> npt.NDArray[np.bool_]:
         """Say where the VMs of a node may go for the nodes' sake (`Table.targets`), a row for each."""
         table, board = self._table, self._table.board
-        allowed = np.array([table.pieces[int(number)].suited for number in numbers]) & board.open
-        allowed &= table.cpu[numbers][:, None] <= table.cpu_limit - board.cpu_used_millicores
-        allowed &= table.memory[numbers][:, None] <= table.memory_limit_mib - board.memory_used_mib
-        allowed[:, source] = False
-        return allowed
+        allowed = self._masks[self._mask_of[numbers]][:, nodes]
+        allowed &= table.cpu[numbers][:, None] <= (table.cpu_limit - board.cpu_used_millicores)[nodes]
+        allowed &= table.memory[numbers][:, None] <= (table.memory_limit_mib - board.memory_used_mib)[nodes]
+        allowed[:, nodes == source] = False
+        return np.asarray(allowed, dtype=np.bool_)
 
     def _two_change(self, source: int, numbers: Ints) -> list[tuple[int, int]]:
-        cpu, memory = self._distances()
-        height = np.where(self._table.board.open, self._weights[0] * cpu + self._weights[1] * memory, np.inf)
-        height[source] = np.inf
+        heights = self._heights(source)
         found: list[tuple[float, int, int, int]] = []
-        for target in np.argsort(height, kind="stable")[:_PARTNERS].tolist():
-            others = self._movable(target) if np.isfinite(height[target]) else np.zeros(0, dtype=np.int64)
+        for target in np.argsort(heights, kind="stable")[:_PARTNERS].tolist():
+            others = self._movable(target) if np.isfinite(heights[target]) else np.zeros(0, dtype=np.int64)
             if not len(others):
                 continue
             worth = self._worth_of_change(source, target, numbers, others)

@@ -28,6 +28,7 @@ from orchestrator.resources import (
     VirtualMachine,
     VirtualMachineOperation,
     VmPhase,
+    finalizers,
     find_condition,
     with_condition,
 )
@@ -363,7 +364,7 @@ def _completed_stop(
 
 def _close(operation: VirtualMachineOperation, phase: OperationPhase, now: datetime) -> VirtualMachineOperation:
     """End it; one that was superseded stays so, whatever came of its grant."""
-    meta = operation.metadata.with_(finalizers=())
+    meta = operation.metadata.with_(finalizers=finalizers.others(operation.metadata))
     if operation.status.superseded_by:
         phase = OperationPhase.SUPERSEDED
     return operation.with_(metadata=meta).with_status(phase=phase, grant=None, finished_at=now)

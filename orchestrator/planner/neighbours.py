@@ -177,6 +177,12 @@ class Neighbours:
                 total -= self._skew(one, spread, node)
         return total
 
+    def has_wishes(self, key: Key) -> bool:
+        """Whether any preference, its own or another's, concerns a VM: otherwise `liking` is 0 for each node."""
+        rules = self._known[key].rules
+        own = rules.rather_near or rules.rather_apart or any(not spread.is_required for spread in rules.spreads)
+        return bool(own) or any(group.liked for group in self._meant_by.get(key, ()))
+
     def breaks(self, key: Key, node: str, is_excused: Callable[[Key], bool] = lambda _: False) -> str:
         """Say whose rule would be broken if a VM were on this node alone; empty when nobody's that holds now.
 

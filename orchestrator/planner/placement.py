@@ -28,6 +28,10 @@ class Company:
         """Say which rule keeps the VM off a node; empty when none does."""
         return self.neighbours.obstacle(self.key, node)
 
+    def has_wishes(self) -> bool:
+        """Whether `liking` tells nodes apart."""
+        return self.neighbours.has_wishes(self.key)
+
     def liking(self, node: str) -> int:
         """Sum the weights that speak for a node."""
         return self.neighbours.liking(self.key, node)

@@ -222,7 +222,7 @@ def uncordon(ctx: Context, node: str, *, bring_back: bool | None = None) -> bool
 def step(ctx: Context, node: str) -> None:
     """Look at a node's drain, if there is one, and do what it comes to now."""
     if ctx.store.is_dry:
-        return  # nothing follows from what is only tried out
+        return  # nothing follows from what is only tried out, and whoever waits for it would wait for ever
     drop: list[VirtualMachineOperation] = []
     woken = False
 

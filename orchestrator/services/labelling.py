@@ -1,18 +1,21 @@
-"""Labels and annotations that people put on what can't otherwise be changed."""
+"""Labels, annotations and finalizers that people put on what can't otherwise be changed."""
 
 from typing import TypeVar
 
 from orchestrator.errors import Invalid
-from orchestrator.resources import Resource, VirtualMachineOperation
+from orchestrator.resources import Resource, VirtualMachineOperation, finalizers
 from orchestrator.services.classes import check_version
 from orchestrator.services.context import Context, deciding
 from orchestrator.services.operations import check_priority
+from orchestrator.services.reports import remove_deleted
 
 R = TypeVar("R", bound=Resource)
 
 
 def update_operation(ctx: Context, wanted: VirtualMachineOperation) -> VirtualMachineOperation:
-    """Replace an operation's labels and annotations.
+    """Replace an operation's labels, annotations and finalizers.
+
+    One that was deleted and has ended is removed when its last finalizer is taken off.
 
     Raises:
         NotFound: No such operation.
@@ -26,11 +29,13 @@ def update_operation(ctx: Context, wanted: VirtualMachineOperation) -> VirtualMa
             f"VirtualMachineOperation {wanted.name!r}: .spec is immutable: delete it and create another",
             (("spec", ".spec is immutable"),),
         )
-    return update_labels(ctx, wanted)
+    updated = update_labels(ctx, wanted)
+    remove_deleted(ctx, updated.key)
+    return updated
 
 
 def update_labels(ctx: Context, wanted: R) -> R:
-    """Replace the labels and annotations of a stored resource, and nothing else.
+    """Replace the labels and annotations of a stored resource (of an operation, finalizers too), and nothing else.
 
     Raises:
         NotFound: It is not there.
@@ -40,7 +45,12 @@ def update_labels(ctx: Context, wanted: R) -> R:
     def decide() -> R:
         old = ctx.store.get(type(wanted), wanted.key)
         check_version(old, wanted)
-        meta = old.metadata.with_(labels=wanted.metadata.labels, annotations=wanted.metadata.annotations)
+        meta = old.metadata.with_(
+            labels=wanted.metadata.labels,
+            annotations=wanted.metadata.annotations,
+        )
+        if isinstance(old, VirtualMachineOperation):
+            meta = meta.with_(finalizers=finalizers.at_change(old.metadata, wanted.metadata))
         if meta == old.metadata:
             return old
         return ctx.store.must_commit(ctx.store.batch().put(old, old.with_(metadata=meta)))[0]  # type: ignore[return-value]

@@ -194,9 +194,9 @@ def update_node(ctx: Context, wanted: Node) -> Node:
         wake_grant(ctx)
     if node.spec.unschedulable == wanted.spec.unschedulable:
         return node
-    set_unschedulable(ctx, wanted.name, unschedulable=wanted.spec.unschedulable)
     if ctx.store.is_dry:
         return node.with_(spec=wanted.spec)
+    set_unschedulable(ctx, wanted.name, unschedulable=wanted.spec.unschedulable)
     return ctx.store.get(Node, wanted.name)
 
 

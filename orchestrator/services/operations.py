@@ -21,6 +21,7 @@ from orchestrator.resources import (
     Resource,
     VirtualMachine,
     VirtualMachineOperation,
+    finalizers,
     make_key,
     new_metadata,
     parse,
@@ -83,8 +84,8 @@ def put_operation(
     if active is not None and not _gives_way(active, wanted.spec):
         raise _blocked(active)
     _check_applicable(ctx, wanted.spec, vm, active)
-    finalizers = (CLEANUP_FINALIZER,) if wanted.spec.type.is_migration else ()
-    meta = meta.with_(finalizers=finalizers, deletion_timestamp=None)
+    ours = (CLEANUP_FINALIZER,) if wanted.spec.type.is_migration else ()
+    meta = meta.with_(finalizers=finalizers.at_creation(wanted.metadata, *ours), deletion_timestamp=None)
     operation = wanted.with_(metadata=meta, status=OperationStatus(), created_version=0)
     waits = Reason.MIGRATION_PENDING if wanted.spec.type.is_migration else Reason.NOT_READY
     operation = say(operation, waits, "waits to be granted", at)
@@ -180,6 +181,8 @@ def _blocked(active: VirtualMachineOperation) -> Refused:
 def delete_operation(ctx: Context, key: str) -> VirtualMachineOperation:
     """Delete an operation, which aborts a migration that is under way.
 
+    One with somebody's finalizers stays, and does nothing more, until these are taken off.
+
     A stop can't be taken back: it comes to its end, and the operation is removed then. So is what was superseded.
 
     Returns:
@@ -198,13 +201,16 @@ def delete_operation(ctx: Context, key: str) -> VirtualMachineOperation:
         batch = ctx.store.batch()
         note = Note("OperationAborted", "deleted before it began; the VM stays where it is")
         if operation.status.grant is None:
-            batch.delete(operation)
-            if operation.is_active:
-                add_notes(batch, (operation, ctx.store.find(VirtualMachine, operation.vm_key)), (note,), at)
-            ctx.store.must_commit(batch)
             gone = operation.with_(metadata=meta)
             if operation.is_active:
                 gone = say(gone.with_status(phase=OperationPhase.TERMINATING), Reason.ABORTED, note.message, at)
+                add_notes(batch, (operation, ctx.store.find(VirtualMachine, operation.vm_key)), (note,), at)
+            if finalizers.others(meta):
+                gone = gone.with_(metadata=meta.with_(finalizers=finalizers.others(meta)))
+                batch.put(operation, gone)
+            else:
+                batch.delete(operation)
+            ctx.store.must_commit(batch)
             return gone
         marked = operation.with_(metadata=meta)
         if operation.is_active and operation.status.grant.action is not Action.STOP:

@@ -21,6 +21,7 @@ from orchestrator.resources import (
     Reading,
     VirtualMachine,
     VirtualMachineOperation,
+    finalizers,
 )
 from orchestrator.services import adoption_answers, drains, inventory, migrations, policies, preflight, settling
 from orchestrator.services.context import (
@@ -244,6 +245,8 @@ def remove_deleted(ctx: Context, key: str) -> None:
         operation = ctx.store.find(VirtualMachineOperation, key)
         if operation is None or operation.metadata.deletion_timestamp is None or operation.status.grant is not None:
             return
+        if finalizers.others(operation.metadata):
+            return  # whoever takes the last one off removes it
         ctx.store.must_commit(ctx.store.batch().delete(operation))
 
     deciding(decide)

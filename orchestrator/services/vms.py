@@ -17,6 +17,7 @@ from orchestrator.resources import (
     VirtualMachine,
     VirtualMachineClass,
     VmPhase,
+    finalizers,
     make_key,
     new_metadata,
 )
@@ -34,12 +35,14 @@ def create_vm(ctx: Context, wanted: VirtualMachine) -> VirtualMachine:
 
     Raises:
         AlreadyExists: A VM of this name is there.
-        Invalid: `metadata.uid`, which becomes its domain's UUID, is not one, or another VM's.
+        Invalid: `metadata.uid`, which becomes its domain's UUID, is not one, or another VM's; or a finalizer is none.
     """
     _check_uid(wanted.metadata.uid)
     at = ctx.now()
     vm = wanted.with_(
-        metadata=new_metadata(wanted.metadata, namespaced=True, now=at).with_(deletion_timestamp=None, finalizers=()),
+        metadata=new_metadata(wanted.metadata, namespaced=True, now=at).with_(
+            deletion_timestamp=None, finalizers=finalizers.at_creation(wanted.metadata)
+        ),
         status=VirtualMachineStatus(ip_address=wanted.spec.ip_address),
         created_version=0,
     )
@@ -110,11 +113,11 @@ def delete_vm(ctx: Context, key: str) -> VirtualMachine:
 
 
 def update_vm(ctx: Context, wanted: VirtualMachine, *, keeps_metadata: bool = False) -> VirtualMachine:
-    """Replace a VM's spec, labels and annotations.
+    """Replace a VM's spec, labels, annotations and finalizers; of one that is being deleted all but the spec.
 
     Args:
         wanted: Read from a manifest; its status counts for nothing.
-        keeps_metadata: Labels and annotations that it does not name stay.
+        keeps_metadata: Labels, annotations and finalizers that it does not name stay.
 
     Returns:
         The VM; as it was when nothing differs.
@@ -134,7 +137,7 @@ def update_vm(ctx: Context, wanted: VirtualMachine, *, keeps_metadata: bool = Fa
             return old, False
         if old.status.adoption is not None:
             raise Refused(handed_over(old))
-        if old.metadata.deletion_timestamp is not None:
+        if old.metadata.deletion_timestamp is not None and wanted.spec != old.spec:
             raise Refused(f"VirtualMachine {old.name!r} is being deleted, and can't be changed any more")
         if wanted.spec != old.spec:
             meta = meta.with_(generation=old.metadata.generation + 1)
@@ -163,6 +166,7 @@ def _metadata(old: ObjectMeta, wanted: ObjectMeta, *, keeps: bool) -> ObjectMeta
     return old.with_(
         labels={**old.labels, **wanted.labels} if keeps else wanted.labels,
         annotations={**old.annotations, **wanted.annotations} if keeps else wanted.annotations,
+        finalizers=old.finalizers if keeps else finalizers.at_change(old, wanted),
     )
 
 

@@ -26,6 +26,7 @@ from tests.lab.namespaces import LabError
 
 BENCHMARKS = {
     "store": "store_rate",
+    "api": "api_server",
     "throughput": "throughput",
     "rebalancing": "rebalancing",
     "draining": "draining",

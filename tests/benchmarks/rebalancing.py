@@ -34,6 +34,7 @@ GIB = 1024
 NODE_MIB, HOST_MIB, NODE_CPUS, CPU_RATIO = 128 * GIB, 4 * GIB, 64, 4
 _MOST = 0.95
 _UNBOUNDED = 2**20
+_DISK_MIB = 10_000_000
 _MOVE = re.compile(r"^\s*\d+\.\s+(\S+)\s+(\S+)\s+=>\s+(\S+)\s")
 
 
@@ -106,23 +107,25 @@ def snapshot_of(cluster: Cluster) -> Snapshot:
 
 def write_for_hbal(cluster: Cluster, file: Path) -> None:
     """Write it in the text form of Ganeti's htools, one empty line between its parts."""
-    uuid, used = "fake-uuid-01", dict.fromkeys(cluster.nodes, 0)
+    uuid, used, there = "fake-uuid-01", dict.fromkeys(cluster.nodes, 0), dict.fromkeys(cluster.nodes, 0)
     for mib, _, _, node in cluster.vms.values():
         used[node] += mib
+        there[node] += 1
+    policy = "|128,1,1024,1,1,1|128,1,1024,1,1,1;1048576,64,10485760,16,8,12|"
+    policy += f"diskless,file,sharedfile,plain,blockdev,drbd,rbd,ext|{CPU_RATIO}.0|32.0"
     parts = [
         [f"group-01|{uuid}|preferred||"],
         [
-            f"{n}|{NODE_MIB}|{HOST_MIB}|{NODE_MIB - HOST_MIB - used[n]}|10000000|10000000|{NODE_CPUS}|N|{uuid}|1"
-            for n in cluster.nodes
+            f"{name}|{NODE_MIB}|{HOST_MIB}|{NODE_MIB - HOST_MIB - used[name]}|"
+            f"{_DISK_MIB}|{_DISK_MIB - 20_480 * there[name]}|{NODE_CPUS}|N|{uuid}|1"
+            for name in cluster.nodes
         ],
         [
-            f"{name}|{mib}|0|{cpus}|running|Y|{node}||diskless|{'svc:' + group if group else ''}|1"
+            f"{name}|{mib}|20480|{cpus}|running|Y|{node}||ext|{'svc:' + group if group else ''}|1"
             for name, (mib, cpus, group, node) in cluster.vms.items()
         ],
         ["htools:iextags:svc"],
-        [
-            f"|128,1,0,0,0,1|128,1,0,0,0,1;1048576,64,10485760,16,8,12|diskless,file,sharedfile,plain,blockdev,drbd,rbd,ext|{CPU_RATIO}.0|32.0"
-        ],
+        [policy],
     ]
     file.write_text("\n\n".join("\n".join(part) for part in parts) + "\n")
 

@@ -89,10 +89,10 @@ def page(browser: Browser, flower: str) -> Iterator[Page]:
 _ROWS = "rows => rows.map(row => [...row.querySelectorAll('td')].map(cell => cell.textContent.trim()))"
 
 
-def tasks(page: Page) -> list[Row]:
-    """The first page of Flower's list as it is now, by the names of its columns."""
+def tasks(page: Page, name: str = "") -> list[Row]:
+    """The first page of Flower's list as it is now (of the tasks of one name), by the names of its columns."""
     with page.expect_response("**/tasks/datatable") as answer:
-        page.goto("/tasks")
+        page.goto(f"/tasks?name={name}" if name else "/tasks")
     assert answer.value.ok
     page.wait_for_selector("#tasks-table tbody tr td")
     columns = page.eval_on_selector_all("#tasks-table thead th", "cells => cells.map(cell => cell.dataset.column)")
@@ -140,7 +140,7 @@ def test_each_task_shows_its_vm_its_operation_and_its_node_while_vms_move(herd: 
 
     def moves(state: str = "") -> dict[str, Row]:
         """By VM, the migrations that Flower lists."""
-        listed = [row for row in tasks(page) if row.name == "node.migrate" and row.state.startswith(state)]
+        listed = [row for row in tasks(page, "node.migrate") if row.state.startswith(state)]
         return {vm: row for vm in movers.values() for row in listed if f"/{vm}'" in row.args}
 
     wait_until(lambda: moves("STARTED"), 60, lambda: f"one under way: {moves()}", interval=_LOOK_EVERY_S)

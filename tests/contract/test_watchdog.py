@@ -15,6 +15,7 @@ from tests.requirements import lacking
 from tests.waiting import wait_until
 from workers.watchdog import LinuxWatchdog, WatchdogFailed, find_watchdog
 
+pytestmark = pytest.mark.timeout(240)  # the guest boots; 15 s on an idle machine
 TIMEOUT_S = 2
 
 

@@ -234,6 +234,7 @@ class TestChanging:
     def test_dry_run_says_all_and_stores_nothing(self, herd: Vmherd, kubectl: Kubectl) -> None:
         herd.running_vm()
         before = herd.store.version()
+        herd.store.redis.delete("wanted:grant")
         dry = "--dry-run=server"
         assert kubectl.ok("create", dry, "-f", "-", stdin=vm_manifest("a")) == f"{VM}/a created (server dry run)\n"
         assert "(server dry run)" in kubectl.ok("create", dry, "-f", "-", stdin=EVICT)
@@ -294,6 +295,43 @@ class TestChanging:
                 batch.delete(operation)
             herd.store.must_commit(batch)
             assert deleting.ended() == 0
+
+    def test_finalizers_hold_a_vm(self, herd: Vmherd, kubectl: Kubectl) -> None:
+        text = yaml.safe_load(vm_manifest("a"))
+        text["metadata"]["finalizers"] = ["example.com/backup"]
+        kubectl.ok("create", "-f", "-", stdin=yaml.safe_dump(text))
+        with kubectl.beside("delete", "vm", "a") as deleting:
+            deleting.wait_for("deleted")
+            vm = herd.store.get(VirtualMachine, "default/a")
+            assert vm.metadata.deletion_timestamp is not None
+            assert deleting.process.poll() is None
+            more = '{"metadata":{"finalizers":["example.com/backup","example.com/late"]}}'
+            assert "can't be added" in kubectl.refused("patch", "vm", "a", "--type=merge", "-p", more)
+            spec = '{"spec":{"runPolicy":"AlwaysOff"}}'
+            assert "is being deleted" in kubectl.refused("patch", "vm", "a", "--type=merge", "-p", spec)
+            kubectl.ok("patch", "vm", "a", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+            assert deleting.ended() == 0
+        assert herd.store.all(VirtualMachine) == []
+
+    def test_finalizers_hold_an_operation(self, herd: Vmherd, kubectl: Kubectl) -> None:
+        herd.running_vm()
+        kubectl.ok("create", "-f", "-", stdin=EVICT)
+        (operation,) = herd.operations()
+        named = ("vmop", operation.name, "--type=json", "-p")
+        kubectl.ok("patch", *named, '[{"op":"add","path":"/metadata/finalizers/-","value":"example.com/x"}]')
+        kubectl.ok("delete", "--wait=false", "vmop", operation.name)
+        (left,) = herd.operations()
+        assert (left.status.phase, left.metadata.finalizers) == ("Terminating", ("example.com/x",))
+        assert "should finish first" in kubectl.refused("create", "-f", "-", stdin=EVICT)
+        kubectl.ok("patch", *named, '[{"op":"remove","path":"/metadata/finalizers"}]')
+        assert herd.operations() == []
+
+    def test_our_own_finalizer_is_ours(self, herd: Vmherd, kubectl: Kubectl) -> None:
+        herd.running_vm()
+        kubectl.ok("create", "-f", "-", stdin=EVICT)
+        (operation,) = herd.operations()
+        kubectl.ok("patch", "vmop", operation.name, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+        assert herd.operations()[0].metadata.finalizers == ("virtualization.deckhouse.io/vmop-cleanup",)
 
     def test_all_of_a_kind(self, herd: Vmherd, kubectl: Kubectl) -> None:
         for name in ("a", "b", "c"):
@@ -367,6 +405,14 @@ class TestNodes:
         assert [o.name for o in herd.operations()] == [operation.name], "asked for once"
         assert herd.store.get(Node, "h1").spec.unschedulable
 
+    def test_uncordon_drops_what_a_drain_has_not_begun(self, herd: Vmherd, kubectl: Kubectl) -> None:
+        herd.running_vm("a")
+        with kubectl.beside("drain", "h1", "--ignore-daemonsets") as drain:
+            drain.wait_for('Eviction triggered evacuation of VMI "default/a"')
+        assert len(herd.operations()) == 1
+        kubectl.ok("uncordon", "h1")
+        assert herd.operations() == []
+
     def test_drain_of_vms_alone_passes_others_by(self, herd: Vmherd, kubectl: Kubectl) -> None:
         foreign = seen("running", vm="").with_(vm="", name="win7")
         herd.store.must_commit(herd.store.batch().create(an_inventory("h1", {"x": foreign})))
@@ -380,7 +426,7 @@ class TestNodes:
         herd.running_vm("a")
         herd.set_vm("a", phase=VmPhase.PAUSE)
         with kubectl.beside("drain", "h1", "--ignore-daemonsets") as drain:
-            drain.wait_for('VMI "default/a" can\'t be evacuated', "is Pause, not Running")
+            drain.wait_for('VMI "default/a"', "is Pause: only a Running VM migrates")
         assert "server dry run" in kubectl.ok("drain", "h2", "--dry-run=server")
 
 

@@ -13,7 +13,7 @@ from tests.redis_server import RedisServer
 from tests.requirements import lacking
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]  # it boots twice; 15 s each on an idle machine
 
 TIMES = {"VMHERD_LEASE_TTL": "6", "VMHERD_WATCHDOG_TIMEOUT": "3", "VMHERD_HEARTBEAT": "1"}
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 from tests.lab.namespaces import REPOSITORY, LabError
 from tests.lab.watchdog_image import watchdog_image
 
-_BOOTS_IN_S = 100.0
+_BOOTS_IN_S = 200.0
 _CODE = ("orchestrator", "workers", "tests/lab/files")
 
 

@@ -205,7 +205,12 @@ def test_wrong_usage(line: str) -> None:
 
 
 def test_every_command_has_help_with_an_example() -> None:
-    groups = {"node": ("enroll", "expel"), "token": ("create", "revoke", "list")}
+    groups = {
+        "maintenance": ("pause", "resume", "stop"),
+        "node": ("enroll", "expel"),
+        "plan": ("failure",),
+        "token": ("create", "revoke", "list"),
+    }
     lines = [[name] for name in COMMANDS if name not in {*groups, "run"}]
     lines += [[group, name] for group, names in groups.items() for name in names]
     texts = {" ".join(line): CliRunner().invoke(app, [*line, "--help"]).output for line in lines}

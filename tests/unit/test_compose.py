@@ -1,4 +1,4 @@
-"""What compose.yaml and the Dockerfile promise, read off the files; tests/lab/test_compose.py runs them."""
+"""What compose.yaml and the Dockerfile promise, read off the files."""
 
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ NODE_ONLY = {
     "state_dir",
     "host_shutdown_timeout",
     "host_shutdown_grace",
+    "peer_address",
+    "watchdog",
+    "watchdog_mode",
 }
 CLIENTS_ONLY = {"server", "token", "token_file", "ca_file", "kubeconfig"}
 OTHERWISE = {"flower_password_file", "flower_port", "metrics_port", "api_port"}
