@@ -26,7 +26,7 @@ check: setup-python lint ## formatting, ruff, mypy, import layers, unit tests
 
 .PHONY: fast
 fast: setup-python ## the tests that need no root: unit, contract (on a Redis of their own), scenarios
-	$(PYTEST) -m "not lab" $(wildcard tests/unit tests/contract tests/scenarios) $(TEST_ARGS)
+	$(PYTEST) -m "not lab" $(wildcard tests/unit tests/model tests/contract tests/scenarios) $(TEST_ARGS)
 
 .PHONY: bench
 bench: setup ## figures (BENCH_ARGS)

@@ -86,6 +86,7 @@ missing_packages() { # prints Debian's names of what is missing, one a line
         "$@" >/dev/null 2>&1 || echo "$package"
     }
     need gcc has gcc
+    need g++ has g++
     need libc6-dev test -e /usr/include/stdio.h
     need pkg-config has pkg-config
     need libvirt-dev pkg-config --exists libvirt
