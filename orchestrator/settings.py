@@ -6,12 +6,13 @@ One frozen object is read when a process starts. What is per VM or per operation
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from orchestrator.errors import Invalid
+from orchestrator.lease import DEFAULT_PROFILE, LATENCY_S, PROFILES, Timing
 
 FIVE_GBIT_IN_MIB_S = 5_000_000_000 // 8 // 2**20
 """596 MiB/s: 5 Gbit/s rounded down, the platform's promise for one migration."""
@@ -20,6 +21,14 @@ _LEAST_GRANT_TTL_S = 3
 _LEAST_SAMPLE_S = 0.5
 
 Seconds = Annotated[float, Field(gt=0)]
+
+
+def _of_profile(attribute: str) -> Any:
+    """A field whose default is the chosen profile's; a profile that is none is the profile's own error."""
+    return Field(
+        default_factory=lambda chosen: getattr(PROFILES[chosen.get("profile", DEFAULT_PROFILE)], attribute),
+        validate_default=False,
+    )
 
 
 class Settings(BaseSettings):
@@ -59,8 +68,23 @@ class Settings(BaseSettings):
         system_reserved_cpus: CPUs of each host that VMs don't get.
         system_reserved_memory_mib: Memory of each host that VMs don't get.
         memory_overhead_mib: What QEMU takes besides a guest's own memory.
-        lease_ttl: After this long without a renewal a node is not Ready (profile medium, DESIGN.md).
-        heartbeat: How often a node renews its lease.
+        profile: How fast a lost node is found: `critical`, `medium`, `moderate`, `slow` (docs/heartbeat.md). Each of
+            the following five is the profile's unless it is set; what breaks a rule of TAKEOVER.md is refused.
+        lease_ttl: T: a node whose lease was not renewed for so long is lost, seconds.
+        watchdog_timeout: W: a node's watchdog resets it when it is not fed for so long, whole seconds.
+        heartbeat: H: how often a node renews its lease, seconds.
+        poll_validity: S: how long a node may go by its peers' word that they have no Redis either, seconds.
+        watchdog_latency: L: from a watchdog's expiry to the last instruction or I/O of a guest, seconds.
+        takeover_margin: M: how much later than T a lost node may be taken over by its watchdog's deadline, seconds. The
+            least that is safe, unless it is set.
+        ack_wait: A: how long its peers must have acknowledged that it is suspect before that, seconds. Likewise.
+        failsafe: Let the watchdog be fed while Redis is away and more than half of the members say so too. Off, an
+            outage of Redis that is longer than `lease_ttl` resets the node. Only on nodes.
+        watchdog: `auto` arms `/dev/watchdog0`, or `/dev/watchdog`, where there is one; a path arms that and fails
+            without it; `off`: never armed. Only on nodes.
+        watchdog_mode: `Watchdog` resets a host that is lost; `Notify` tells of it and never resets. Only on nodes.
+        peer_address: `host:port`, UDP, where other members ask this one; by default port 7949 of the address from which
+            this host speaks to Redis. Only on nodes and witnesses.
         grant_ttl: A grant that was not renewed for this long is suspect, seconds. Progress renews it once a second.
         host_shutdown_timeout: How long a host that shuts down waits for its VMs to leave, seconds.
         host_shutdown_grace: How long those that could not leave are then given to power off, seconds.
@@ -101,8 +125,18 @@ class Settings(BaseSettings):
     system_reserved_memory_mib: int = Field(512, ge=0)
     memory_overhead_mib: int = Field(64, ge=0)
 
-    lease_ttl: Seconds = 10
-    heartbeat: Seconds = 2
+    profile: str = Field(DEFAULT_PROFILE, pattern=f"^({'|'.join(PROFILES)})$")
+    lease_ttl: Seconds = _of_profile("lease_ttl")
+    watchdog_timeout: Seconds = _of_profile("watchdog_timeout")
+    heartbeat: Seconds = _of_profile("heartbeat")
+    poll_validity: Seconds = _of_profile("poll_validity")
+    watchdog_latency: float = LATENCY_S
+    takeover_margin: Seconds | None = None
+    ack_wait: Seconds | None = None
+    failsafe: bool = True
+    watchdog: str = "auto"
+    watchdog_mode: str = Field("Watchdog", pattern="^(Watchdog|Notify)$")
+    peer_address: str = ""
     grant_ttl: Seconds = 10
     host_shutdown_timeout: Seconds = 300
     host_shutdown_grace: Seconds = 60
@@ -120,13 +154,20 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_intervals(self) -> Self:
-        if self.heartbeat * 3 > self.lease_ttl:
-            raise ValueError("VMHERD_HEARTBEAT must be at most a third of VMHERD_LEASE_TTL")
+        try:
+            self.timing.check(margin=self.takeover_margin, ack_wait=self.ack_wait)
+        except Invalid as error:
+            raise ValueError(str(error)) from error
         if self.grant_ttl < _LEAST_GRANT_TTL_S:
             raise ValueError("VMHERD_GRANT_TTL must be at least 3 seconds: progress renews a grant once a second")
         if 0 < self.dirty_rate_sample < _LEAST_SAMPLE_S:
             raise ValueError("VMHERD_DIRTY_RATE_SAMPLE must be 0 (never) or 0.5 to 10 seconds")
         return self
+
+    @property
+    def timing(self) -> Timing:
+        """The times of this node's lease."""
+        return Timing(self.lease_ttl, self.watchdog_timeout, self.heartbeat, self.poll_validity, self.watchdog_latency)
 
     @property
     def unschedulable_timeout(self) -> timedelta:
@@ -147,5 +188,6 @@ def settings() -> Settings:
         causes = tuple(
             ("VMHERD_" + "_".join(str(part) for part in e["loc"]).upper() if e["loc"] else "settings", e["msg"])
             for e in error.errors()
+            if e["type"] != "default_factory_not_called"  # the profile is wrong, and said to be
         )
         raise Invalid("settings: " + "; ".join(f"{name}: {why}" for name, why in causes), causes) from error

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
+from orchestrator.lease import PROFILES, Lease
 from orchestrator.planner.snapshot import Limits, NodeState, Snapshot
 from orchestrator.resources import (
     Action,
@@ -262,3 +263,9 @@ def a_snapshot(
             **more,
         }
     )
+
+
+def a_lease(sequence: int = 1, **fields: Any) -> Lease:
+    """One heartbeat; each is a second after the one before."""
+    values = {"generation": "g", "boot_id": "b", "created": float(sequence), "timing": PROFILES["medium"], **fields}
+    return Lease(sequence=sequence, **values)

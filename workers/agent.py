@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from orchestrator import logs
 from orchestrator.errors import HypervisorError, Invalid, StoreUnavailable, VmherdError
+from orchestrator.lease import Lease
 from orchestrator.resources import Order, OrderKind
 from orchestrator.resources.adoption import AdoptionOrder
 from orchestrator.resources.meta import check_name
@@ -94,12 +95,7 @@ class Agent:
             sequence += 1
             try:
                 self._store.renew_lease(
-                    {
-                        "generation": self._generation,
-                        "boot_id": self._boot_id,
-                        "sequence": sequence,
-                        "ttl_ms": int(config.lease_ttl * 1000),
-                    }
+                    Lease(self._generation, self._boot_id, sequence, clock.monotonic(), config.timing)
                 )
             except StoreUnavailable as error:
                 log.warning("lease not renewed", error=str(error))

@@ -41,6 +41,8 @@ def node_rules(node: str) -> list[str]:
         f"%R~{keys.grants(node)}",
         f"%R~{keys.orders(node)}",
         f"%R~{keys.wake(node)}",
+        *(f"%R~{key}" for key in (keys.MEMBERSHIP, keys.PEER_KEY, keys.SUSPICIONS)),
+        *(f"%R~{key}" for key in (keys.taken_over(node), keys.disarm(node))),
         "%R~_kombu.binding.*",
     ]
     for queue, short in zip(queues, ("migrate", "lifecycle"), strict=True):

@@ -31,6 +31,15 @@ are removed by the commit that ends it:
 | `cursors` | hash node -> report id | control | none: how far each node's reports are read |
 | `wanted:<task>` | string | control | 5 s: a wake-up that is on its way |
 | `tick:<name>:<n>` | string | control | 10 periods: this tick was sent |
+| `membership` | string | control, readable by nodes | none: who votes, with a version that grows (TAKEOVER.md,
+  rule 10) |
+| `peer-key` | string | control, readable by nodes | none: by which members speak to each other; new when one is
+  expelled |
+| `suspicions` | hash node -> "id generation sequence" | control, readable by nodes | none; ends with the node's
+  renewal, or with its takeover |
+| `taken-over:<node>` | string "boot-id generation" | control, readable by the node | none: this boot renews no more;
+  ends when the node came back |
+| `disarm:<node>` | string | control, readable by the node | none: why its watchdog is to be disarmed |
 | `node:{<n>}:lease` | string | node | 7 days, far beyond any decision made on it |
 | `node:{<n>}:counter`, `node:{<n>}:reports` | string, stream | node | none; the stream is trimmed by intake,
   and bounded at 10,000 |
@@ -61,6 +70,9 @@ SLOTS_CLUSTER = "slots:cluster"
 DEADLINES = "deadlines"
 AWAITING = "awaiting"
 CURSORS = "cursors"
+MEMBERSHIP = "membership"
+PEER_KEY = "peer-key"
+SUSPICIONS = "suspicions"
 
 REQUEST_TTL_MS = 600_000
 WANTED_TTL_MS = 5_000
@@ -119,6 +131,16 @@ def wanted(task: str) -> str:
 def tick(name: str, number: int) -> str:
     """Marks a beat tick as sent."""
     return f"tick:{name}:{number}"
+
+
+def taken_over(node: str) -> str:
+    """The boot of a node that was taken over: its renewals are refused."""
+    return f"taken-over:{node}"
+
+
+def disarm(node: str) -> str:
+    """Why a node's watchdog is to be disarmed, while it is there."""
+    return f"disarm:{node}"
 
 
 def node_prefix(node: str) -> str:

@@ -10,10 +10,12 @@ from uuid import uuid4
 
 import redis
 
+from orchestrator.lease import Lease, Reply, read_reply
 from orchestrator.resources.adoption import AdoptionOrder, AdoptionOrderKind
 from orchestrator.resources.vmop import NodeGrant, Order
 from orchestrator.settings import settings
 from orchestrator.store import keys
+from orchestrator.store.calls import lease_arguments
 from orchestrator.store.connection import connect, read_streams, redis_errors, script
 
 
@@ -52,14 +54,19 @@ class NodeStore:
         """Open it as the settings say."""
         return cls(connect(settings().redis_url.get_secret_value()), settings().node)
 
-    def renew_lease(self, lease: dict[str, Any]) -> None:
+    def renew_lease(self, lease: Lease, peer_key: str = "") -> Reply:
         """Renew the lease; Redis stamps it with its own time.
 
         Args:
-            lease: generation, sequence, ttl_ms and what else the control plane reads of it.
+            lease: Newer than any before it.
+            peer_key: The one held.
+
+        Returns:
+            What the control plane publishes; it may be a refusal.
         """
         with redis_errors(self.redis):
-            self._lease(keys=[keys.lease(self.node)], args=[json.dumps(lease), keys.LEASE_KEPT_MS])
+            answer = self._lease(keys=[keys.lease(self.node)], args=lease_arguments(self.node, lease, peer_key))
+        return read_reply(cast("str", answer))
 
     def report(self, kind: str, body: dict[str, Any], request_id: str | None = None) -> int:
         """Append a report and give its number. With the same request id it is written once, however often called."""

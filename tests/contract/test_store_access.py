@@ -14,7 +14,7 @@ from orchestrator.resources import GrantState, VirtualMachineOperation
 from orchestrator.store import Store, access, keys
 from orchestrator.store.connection import connect
 from orchestrator.store.node_store import NodeStore
-from tests.builders import a_grant, a_node, an_operation
+from tests.builders import a_grant, a_lease, a_node, an_operation
 from tests.redis_contents import contents
 from tests.redis_server import RedisServer
 
@@ -33,7 +33,7 @@ def node(store: Store, redis_server: RedisServer) -> Iterator["redis.Redis"]:
     batch.wake("n1", "test").wake("n10", "test")
     store.must_commit(batch)
     other = NodeStore(store.redis, "n10")
-    other.renew_lease({"generation": "g", "sequence": 1})
+    other.renew_lease(a_lease())
     other.report("Domain", {"uuid": "u"})
     store.redis.lpush("node.n10.migrate", "message")
     store.redis.lpush("control", "message")
@@ -50,7 +50,7 @@ def as_node(server: RedisServer, name: str, password: str | None = None) -> str:
 
 def test_a_nodes_processes_can_do_all_that_they_do(node: "redis.Redis", store: Store) -> None:
     mine = NodeStore(node, "n1")
-    mine.renew_lease({"generation": "g", "sequence": 1, "ttl_ms": 10_000})
+    mine.renew_lease(a_lease())
     assert mine.report("Domain", {"uuid": "u"}) == 1
     assert mine.counter() == 1
     assert mine.grant("default/op0") is not None
@@ -94,6 +94,8 @@ FOREIGN_KEYS: list[str] = [
     keys.grants("n10"),
     keys.orders("n10"),
     keys.wake("n10"),
+    keys.taken_over("n10"),
+    keys.disarm("n10"),
     "node:{n10}:claim:1",
     "node:{n1}",
     "node.n10.migrate",
@@ -161,7 +163,17 @@ def test_foreign_keys_can_neither_be_read_nor_written(node: "redis.Redis", store
     assert contents(store.redis) == before
 
 
-READ_ONLY = [keys.grants("n1"), keys.orders("n1"), keys.wake("n1"), "_kombu.binding.control"]
+READ_ONLY = [
+    keys.grants("n1"),
+    keys.orders("n1"),
+    keys.wake("n1"),
+    "_kombu.binding.control",
+    keys.MEMBERSHIP,
+    keys.PEER_KEY,
+    keys.SUSPICIONS,
+    keys.taken_over("n1"),
+    keys.disarm("n1"),
+]
 
 
 @pytest.mark.parametrize("key", READ_ONLY)

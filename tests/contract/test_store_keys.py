@@ -2,11 +2,12 @@
 
 import pytest
 
+from orchestrator.lease import Membership, Suspicion
 from orchestrator.planner.flow import settling
 from orchestrator.resources import GrantState, VirtualMachineOperation
 from orchestrator.store import Store, keys
 from orchestrator.store.node_store import NodeStore
-from tests.builders import a_node, a_vm, an_inventory, granted_operation, seen
+from tests.builders import a_lease, a_node, a_vm, an_inventory, granted_operation, seen
 from tests.declared_keys import check_keys, declared
 
 
@@ -26,8 +27,13 @@ def test_a_herd_at_work_has_declared_keys_only(store: Store) -> None:
     store.must_commit(batch)
     store.next_epochs(1)
     node = NodeStore(store.redis, "n1")
-    node.renew_lease({"generation": "g", "sequence": 1})
+    node.renew_lease(a_lease())
     node.claim("default/op", 1, "worker")
+    store.redis.set(keys.MEMBERSHIP, Membership(1, {"n1": "192.0.2.11:7949"}).text())
+    store.redis.set(keys.PEER_KEY, "secret")
+    store.redis.hset(keys.SUSPICIONS, "n2", Suspicion("id", "g", 1).text())
+    store.redis.set(keys.taken_over("n3"), "b g")
+    store.redis.set(keys.disarm("n1"), "maintenance")
     store.redis.set(keys.wanted("grant"), "1", px=keys.WANTED_TTL_MS)
     store.redis.set(keys.tick("reconcile", 1), "1", ex=20)
     old = store.get(VirtualMachineOperation, "default/op")

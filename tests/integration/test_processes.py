@@ -20,6 +20,7 @@ from orchestrator.resources import OperationPhase
 from orchestrator.store import Store, access, keys
 from orchestrator.store.connection import connect
 from orchestrator.store.node_store import NodeStore
+from tests.builders import a_lease
 from tests.declared_keys import check_keys
 from tests.fakes import FakeNode, Stage
 from tests.processes import Processes
@@ -153,7 +154,7 @@ class Hosts:
         while not self._stop.is_set():
             sequence += 1
             with contextlib.suppress(Exception):
-                node.store.renew_lease({"generation": "g", "sequence": sequence})
+                node.store.renew_lease(a_lease(sequence))
                 with self._lock:
                     node.answer()
                 last = node.store.wait_for_wake(last, 0.5)

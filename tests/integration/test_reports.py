@@ -23,7 +23,7 @@ from orchestrator.services.context import Context
 from orchestrator.services.liveness import Liveness
 from orchestrator.store import Batch, Store, keys
 from orchestrator.store.connection import connect
-from tests.builders import a_vm, uuid_of
+from tests.builders import a_lease, a_vm, uuid_of
 from tests.fakes import Copy, Stage
 from tests.waiting import wait_until
 
@@ -249,7 +249,7 @@ class TestForeign:
         liveness = Liveness(stage.ctx, stage.herd)
         for text in ("{", "[]", "5", "null", '{"generation": "g"}', '{"generation": "g", "sequence": Infinity}', HALF):
             stage.store.redis.set(keys.lease("n1"), text)
-            stage.nodes["n2"].store.renew_lease({"generation": "g", "sequence": 1})
+            stage.nodes["n2"].store.renew_lease(a_lease())
             liveness.scan()
         stage.store.redis.delete(keys.lease("n1"))
         stage.store.redis.lpush(keys.lease("n1"), "a list")

@@ -20,6 +20,7 @@ HERD_ENV = {
     # Short times make the faults' tests short. The relations between them are those of the defaults.
     "VMHERD_GRANT_TTL": "5",
     "VMHERD_LEASE_TTL": "6",
+    "VMHERD_WATCHDOG_TIMEOUT": "3",
     "VMHERD_HEARTBEAT": "1",
     "VMHERD_SYSTEM_RESERVED_MEMORY_MIB": "512",
     # Nothing before libvirt's call that tests of its first moments would have to wait for; test_convergence measures.

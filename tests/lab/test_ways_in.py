@@ -19,6 +19,7 @@ from orchestrator.queues import lifecycle_queue, migrate_queue
 from orchestrator.resources import NodeInventory, OperationPhase, SeenDomain, find_condition
 from orchestrator.store import access, keys
 from orchestrator.store.node_store import NodeStore
+from tests.builders import a_lease
 from tests.lab import outside
 from tests.lab.guest import Guest
 from tests.lab.herd import LabHerd
@@ -266,7 +267,7 @@ def test_a_nodes_redis_user_can_touch_nothing_but_its_own(herd: LabHerd) -> None
         ),
         "the lease of a name that begins like its own": lambda: client.set(keys.lease("h10"), "{}"),
         "another's reports": lambda: client.xadd(keys.reports("h2"), {"kind": "Ended", "body": "{}"}),
-        "a script of the product's, for another": lambda: NodeStore(client, "h2").renew_lease({}),
+        "a script of the product's, for another": lambda: NodeStore(client, "h2").renew_lease(a_lease()),
         "its own grants": lambda: client.hset(keys.grants("h1"), "default/x", "{}"),
         "another's grants": lambda: client.hgetall(keys.grants("h2")),
         "its own orders": lambda: client.hdel(keys.orders("h1"), "x"),
