@@ -262,19 +262,32 @@ class Membership:
     Attributes:
         version: One more with each change; 0: none was published yet.
         members: Name to `host:port`.
+        changed: By how many members it differs from the version before.
     """
 
     version: int = 0
     members: Mapping[str, str] = field(default_factory=dict)
+    changed: int = 0
 
     def text(self) -> str:
         """Write it as it is published."""
         members = dict(sorted(self.members.items()))
-        return json.dumps({"version": self.version, "members": members}, separators=(",", ":"))
+        found = {"version": self.version, "changed": self.changed, "members": members}
+        return json.dumps(found, separators=(",", ":"))
 
     def is_majority(self, count: int) -> bool:
         """Whether so many are more than half (rule 2, and trace 10: half is not enough)."""
         return 2 * count > len(self.members)
+
+    def counts_for(self, held: int) -> bool:
+        """Whether votes under this membership count against a node that may go by the one it acknowledged last.
+
+        More than half of this one and more than half of that one share a member if they are the same, or differ by one.
+
+        Args:
+            held: The version in that node's lease; it holds that, or this one.
+        """
+        return held == self.version or (held == self.version - 1 and self.changed <= 1)
 
 
 def read_membership(text: str | None) -> Membership:
@@ -282,7 +295,8 @@ def read_membership(text: str | None) -> Membership:
     if text is None:
         return Membership()
     found = json.loads(text)
-    return Membership(int(found["version"]), {str(k): str(v) for k, v in found["members"].items()})
+    members = {str(name): str(address) for name, address in found["members"].items()}
+    return Membership(int(found["version"]), members, int(found["changed"]))
 
 
 @dataclass(frozen=True, slots=True)

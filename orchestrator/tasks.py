@@ -21,6 +21,7 @@ from orchestrator.logs import logger
 from orchestrator.queues import CONTROL, LIVENESS, Task
 from orchestrator.resources import DEFAULT_NAMESPACE, OperationType
 from orchestrator.resources.vmop import CELERY_TASK_ANNOTATION, MigrateTo
+from orchestrator.services.agents import AgentWatch
 from orchestrator.services.context import Context
 from orchestrator.services.granting import grant_pending
 from orchestrator.services.herd import Herd
@@ -42,7 +43,7 @@ def context() -> Context:
 _herd_lock = threading.Lock()
 _herds: list[Herd] = []
 _grant_lock = threading.Lock()
-_liveness: list[Liveness] = []
+_liveness: list[tuple[Liveness, AgentWatch]] = []
 
 
 def herd() -> Herd:
@@ -85,13 +86,14 @@ def housekeeping() -> int:
 
 @app.task(name=Task.LIVENESS.value, queue=LIVENESS)
 def liveness() -> None:
-    """Read the leases."""
+    """Read the leases, and agents' signs of life."""
     try:
         with _herd_lock:
             first = not _liveness
         if first:
-            _liveness.append(Liveness(context(), herd()))
-        _liveness[0].scan()
+            _liveness.append((Liveness(context(), herd()), AgentWatch(context(), herd())))
+        for watch in _liveness[0]:
+            watch.scan()
     except StoreUnavailable as error:
         log.warning("liveness: no store", error=str(error))
 

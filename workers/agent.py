@@ -1,7 +1,7 @@
-"""The agent: registers its node, renews its lease, reports its domains, answers the control plane's questions.
+"""The agent: registers its node, reports its domains, answers the control plane's questions.
 
-Four threads: the lease (nothing that blocks is done there), the inventory, the wait for orders, and a few that answer
-them, so that one slow answer holds up nothing.
+Three threads: the inventory, the wait for orders, and a few that answer them, so that one slow answer holds up nothing.
+The node's lease is not its affair (`heartbeat`): it may be restarted at any time.
 """
 
 import signal
@@ -13,7 +13,6 @@ from uuid import uuid4
 
 from orchestrator import logs
 from orchestrator.errors import HypervisorError, Invalid, StoreUnavailable, VmherdError
-from orchestrator.lease import Lease
 from orchestrator.resources import Order, OrderKind
 from orchestrator.resources.adoption import AdoptionOrder
 from orchestrator.resources.meta import check_name
@@ -80,32 +79,20 @@ class Agent:
         """Run until `stop` is set."""
         self._hypervisor.watch(self._inventory.note)
         threads = [
-            clock.begin(name, run)
-            for name, run in (("lease", self._renew), ("inventory", self._inventory.run), ("orders", self._listen))
+            clock.begin(name, run) for name, run in (("inventory", self._inventory.run), ("orders", self._listen))
         ]
         clock.wait(self.stop)
         for thread in threads:
             thread.join(timeout=_LOOK_EVERY_S + 1)
         self._hypervisor.close()
 
-    def _renew(self) -> None:
-        sequence = 0
-        config = settings()
-        while not self.stop.is_set():
-            sequence += 1
-            try:
-                self._store.renew_lease(
-                    Lease(self._generation, self._boot_id, sequence, clock.monotonic(), config.timing)
-                )
-            except StoreUnavailable as error:
-                log.warning("lease not renewed", error=str(error))
-            clock.wait(self.stop, config.heartbeat)
-
     def _listen(self) -> None:
-        last = "0-0"
+        last, number = "0-0", 0
         with clock.pool("answer", _ANSWERS_AT_A_TIME) as pool:
             while not self.stop.is_set():
+                number += 1
                 try:
+                    self._store.show_alive(f"{self._generation}-{number}")
                     for order_id, order in self._store.orders().items():
                         if self._take(order_id):
                             pool.submit(self._answer, order_id, order)

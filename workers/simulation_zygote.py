@@ -25,6 +25,7 @@ from typing import Any, Final, NoReturn
 
 _PRELOADED: Final[dict[str, tuple[str, ...]]] = {
     "agent": ("workers.agent",),
+    "heartbeat": ("workers.heartbeat",),
     "celery": (
         # Not workers.tasks or orchestrator.celery_app, which read the settings when they are imported.
         *(
@@ -128,9 +129,9 @@ class Zygote:
 
 
 def _program(request: dict[str, Any]) -> Callable[[], object]:
-    if request["run"] == "agent":
-        sys.argv = ["agent"]
-        main: Callable[[], object] = import_module("workers.agent").main
+    if request["run"] in {"agent", "heartbeat"}:
+        sys.argv = [request["run"]]
+        main: Callable[[], object] = import_module(f"workers.{request['run']}").main
     else:
         sys.argv = ["celery", *request["arguments"]]
         main = import_module("celery.__main__").main
@@ -149,7 +150,7 @@ def _tell(message: dict[str, Any]) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Be the zygote of processes that run `agent` or `celery`."""
+    """Be the zygote of processes that run `agent`, `heartbeat` or `celery`."""
     (run,) = sys.argv[1:] if words is None else words
     for module in _PRELOADED[run]:
         import_module(module)

@@ -12,13 +12,20 @@ import typer
 
 from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_context
-from orchestrator.cli.session import open_store
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.errors import Conflict, Invalid, NotFound, Refused
 from orchestrator.resources import Node, parse
 from orchestrator.resources.meta import check_name
 from orchestrator.resources.scheduling import Taint
-from orchestrator.services.nodes import set_labels, set_taints, set_unschedulable
+from orchestrator.services.nodes import (
+    add_witness,
+    check_no_witness,
+    is_armed,
+    remove_witness,
+    set_labels,
+    set_taints,
+    set_unschedulable,
+)
 from orchestrator.settings import settings
 from orchestrator.store import Store, access
 from orchestrator.store.connection import redis_errors
@@ -36,6 +43,10 @@ ENROLL_EXAMPLES = """Examples:
 $ vmherd node enroll node-1 --output node-1.env
 
 $ vmherd node enroll node-1 --address 192.0.2.1:6379
+
+A machine without VMs, so that a herd of two nodes has a majority:
+
+$ vmherd node enroll control-1 --witness --output witness.env
 """
 LABEL_EXAMPLES = """Examples:
 
@@ -93,6 +104,9 @@ def enroll(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write it there, readable by its owner alone.")
     ] = None,
+    witness: Annotated[
+        bool, typer.Option("--witness", help="It runs no VMs: it holds a lease and votes (vmherd run witness).")
+    ] = False,
 ) -> None:
     """Give a host its Redis user, and print its environment file.
 
@@ -101,14 +115,23 @@ def enroll(
     _check_node_name(name)
     ours = settings().redis_url.get_secret_value()
     node_url(ours, address, name, "")  # refuse before anything is changed
-    with open_store() as store:
+    with open_context() as ctx:
+        store = ctx.store
         known = access.user_name(name) in _users(store)
+        if witness:
+            add_witness(ctx, name)
+        else:
+            check_no_witness(ctx, name)
+
+        def enrolled() -> str:
+            password = access.enroll(store.redis, name, is_witness=witness)
+            return _environment(name, node_url(ours, address, name, password))
+
         if output is None:
-            terminal.write(_environment(name, node_url(ours, address, name, access.enroll(store.redis, name))))
+            terminal.write(enrolled())
         else:
             with _private_file(output) as draft:  # made first: a password that can't be written would be lost
-                text = _environment(name, node_url(ours, address, name, access.enroll(store.redis, name)))
-                draft.write_text(text + "\n")
+                draft.write_text(enrolled() + "\n")
         if known:
             tell(f"node {name!r} was enrolled before: its former password no longer works")
         if not _survives_restart(store):
@@ -122,13 +145,21 @@ def expel(
 ) -> None:
     """Take a host's Redis user away, and close its connections."""
     _check_node_name(name)
-    with open_store() as store:
+    with open_context() as ctx:
+        store = ctx.store
         found = store.find(Node, name)
-        if found is not None and found.is_ready and not force:
-            raise Refused(f"node {name!r} is Ready: stop its agent first, or use --force")
+        is_hypervisor = found is not None and not found.spec.witness
+        if found is not None and found.is_ready and is_hypervisor and not force:
+            raise Refused(f"node {name!r} is Ready: stop its agent and its heartbeat first, or use --force")
+        if is_armed(ctx, name) and not force:
+            why = (
+                "its watchdog is armed, and would reset it: stop its heartbeat first (systemctl stop vmherd-heartbeat)"
+            )
+            raise Refused(f"node {name!r}: {why}, or use --force")
         if access.user_name(name) not in _users(store):
             raise NotFound(f"node {name!r} is not enrolled: Redis has no user {access.user_name(name)!r}")
         access.expel(store.redis, name)
+        remove_witness(ctx, name)
         terminal.write(f"node/{name} expelled")
 
 

@@ -121,9 +121,23 @@ def flower() -> None:
 
 @run.command(epilog="Example: VMHERD_NODE=h1 vmherd run agent")
 def agent() -> None:
-    """On a node: register it, renew its lease, report its domains, answer questions."""
+    """On a node: register it, report its domains, answer questions."""
     _check_node()
     _exec("workers.agent")
+
+
+@run.command(epilog="Example: VMHERD_NODE=h1 vmherd run heartbeat")
+def heartbeat() -> None:
+    """On a node: renew its lease, feed its watchdog, answer other nodes (docs/heartbeat.md)."""
+    _check_node()
+    _exec("workers.heartbeat")
+
+
+@run.command(epilog="Example: VMHERD_NODE=control-1 vmherd run witness")
+def witness() -> None:
+    """On a machine without VMs: hold a lease and answer nodes, so that a small herd has a majority."""
+    _check_node()
+    _exec("workers.heartbeat", "witness")
 
 
 @run.command(epilog="Example: VMHERD_NODE=h1 vmherd run worker migrate")

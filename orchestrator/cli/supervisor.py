@@ -65,7 +65,7 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._members: dict[str, Member] = {}
         self._keepers: list[asyncio.Task[None]] = []
-        self._zygotes = {run: Zygote() for run in ("agent", "celery")}
+        self._zygotes = {run: Zygote() for run in ("heartbeat", "agent", "celery")}
         self._passwords: dict[str, str] = {}
         ours = {"VMHERD_REDIS_URL": directory.redis_url, "VMHERD_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
         self._environment = {**os.environ, **ours}
@@ -106,6 +106,7 @@ class Supervisor:
             self._keep(name, self._program(sys.executable, "-m", "orchestrator.cli", "run", role))
         for node in self.spec.nodes:
             await asyncio.sleep(_BETWEEN_NODES_S)
+            self._keep(f"heartbeat@{node}", self._forked("heartbeat", node), node)
             self._keep(f"agent@{node}", self._forked("agent", node), node)
             for role in _ROLES:
                 self._keep(f"{role}@{node}", self._forked("celery", node, role), node)
@@ -138,16 +139,26 @@ class Supervisor:
             "VMHERD_REDIS_URL": self.directory.redis_url_of(access.user_name(node), self._passwords[node]),
             "VMHERD_LIBVIRT_URI": f"simulated+unix://{self.directory.world_socket}?host={node}",
             "VMHERD_STATE_DIR": str(self.directory.path / "nodes" / node),
+            "VMHERD_WATCHDOG": "off",  # this machine's own resets nobody here
+            "VMHERD_PEER_ADDRESS": "127.0.0.1:0",
             **({"VMHERD_WORKER_ROLE": role} if role else {}),
         }
         arguments = worker_arguments(node, role) if role else ()
 
         async def start(member: Member) -> int:
             log = str(self.directory.logs / f"{member.name}.log")
-            request = {"run": run, "arguments": arguments, "environment": environment, "log": log}
+            boot = {"VMHERD_BOOT_ID": await asyncio.to_thread(self._boot_id, node)} if run == "heartbeat" else {}
+            request = {"run": run, "arguments": arguments, "environment": environment | boot, "log": log}
             return await self._zygotes[run].start(member, request)
 
         return start
+
+    def _boot_id(self, node: str) -> str:
+        """Ask the world for a host's boot id: a heartbeat loads nothing that could."""
+        try:
+            return str(self.directory.ask_world(host=node, call="boot_id", arguments=[]))
+        except VmherdError as error:
+            raise ConnectionError(f"the world does not answer yet: {error}") from error
 
     def _redis_command(self) -> tuple[str, ...]:
         program = shutil.which("redis-server", path=f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin")

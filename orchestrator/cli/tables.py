@@ -89,7 +89,8 @@ class Table(Generic[R]):
 
 
 def _node_status(node: Node) -> str:
-    return ("Ready" if node.is_ready else "NotReady") + (",SchedulingDisabled" if node.spec.unschedulable else "")
+    marks = (",Witness" if node.spec.witness else "") + (",SchedulingDisabled" if node.spec.unschedulable else "")
+    return ("Ready" if node.is_ready else "NotReady") + marks
 
 
 def _reason(operation: VirtualMachineOperation) -> str:

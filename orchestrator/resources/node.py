@@ -18,9 +18,11 @@ class NodeSpec(Model):
     Attributes:
         unschedulable: Cordoned: no VM starts or lands there.
         taints: Marks that keep VMs off it that don't tolerate them; a key has each effect once.
+        witness: A machine without VMs, which holds a lease and votes (docs/heartbeat.md). Said when it is enrolled.
     """
 
     unschedulable: bool = False
+    witness: bool = False
     taints: tuple[Taint, ...] = Field((), max_length=64)
 
     @model_validator(mode="after")
@@ -109,7 +111,8 @@ class Node(Resource):
     @property
     def is_schedulable(self) -> bool:
         """Whether VMs may start or land on it. Their number is the herd's cap on migrations."""
-        return self.is_ready and not self.spec.unschedulable and not self.is_shutting_down
+        may_take = not self.spec.unschedulable and not self.spec.witness
+        return self.is_ready and may_take and not self.is_shutting_down
 
     def with_status(self, **changes: object) -> "Node":
         """Give a copy with some of its status changed."""

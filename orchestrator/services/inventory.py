@@ -33,6 +33,9 @@ from orchestrator.store import Batch, keys
 from orchestrator.store.connection import redis_errors
 from orchestrator.store.node_store import Report
 
+AGENT_ALIVE = "AgentAlive"
+"""The condition that a node's agent gives signs of life; see `services.agents`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -185,7 +188,7 @@ def take_shutdown(ctx: Context, batch: Batch, node: str, at: datetime, *, begins
 
 
 def put_node(batch: Batch, old: Node | None, new: Node, changed: tuple[Condition, ...], at: datetime) -> None:
-    """Put a node with changed conditions; Ready is derived from its lease and its hypervisor. Tells when it changes."""
+    """Put a node with changed conditions, and tell when Ready changes: of its lease, its agent and its hypervisor."""
     conditions = new.status.conditions
     for condition in changed:
         conditions = with_condition(conditions, condition, at)
@@ -205,11 +208,14 @@ def put_node(batch: Batch, old: Node | None, new: Node, changed: tuple[Condition
 def _ready(conditions: tuple[Condition, ...]) -> Condition:
     lease = find_condition(conditions, "LeaseFresh")
     hypervisor = find_condition(conditions, "HypervisorAvailable")
+    agent = find_condition(conditions, AGENT_ALIVE)
     if lease is not None and lease.status != "True":
         return Condition(type="Ready", status="Unknown", reason="LeaseExpired", message=lease.message)
     if hypervisor is None or hypervisor.status != "True":
         message = f"its hypervisor does not answer: {hypervisor.message if hypervisor else ''}"
         return Condition(type="Ready", status="False", reason="HypervisorUnavailable", message=message)
+    if agent is not None and agent.status != "True":
+        return Condition(type="Ready", status="Unknown", reason=agent.reason, message=agent.message)
     return Condition(type="Ready", status="True", reason="NodeReady", message="lease renewed, hypervisor answers")
 
 

@@ -1,12 +1,18 @@
 """What people say of nodes: cordon, labels, taints."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
-from orchestrator.errors import Invalid
+from orchestrator.errors import Invalid, Refused
+from orchestrator.lease import read_lease
 from orchestrator.planner.flow import Note
-from orchestrator.resources import Node, parse
+from orchestrator.resources import Condition, Node, ObjectMeta, new_metadata, parse
+from orchestrator.resources.node import NodeSpec
 from orchestrator.resources.scheduling import NodeLabels, Taint
 from orchestrator.services.context import Context, add_notes, deciding, wake_grant
+from orchestrator.services.inventory import put_node
+from orchestrator.store import keys
+from orchestrator.store.connection import redis_errors
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
 
@@ -37,6 +43,61 @@ def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool) -> bool:
     if changed:
         wake_grant(ctx)
     return changed
+
+
+def add_witness(ctx: Context, name: str) -> None:
+    """Put a witness on record; nothing happens when it is there.
+
+    Raises:
+        Refused: A node of that name has VMs, or may have.
+    """
+
+    def decide() -> None:
+        old = ctx.store.find(Node, name)
+        if old is not None:
+            if not old.spec.witness:
+                raise Refused(f"node {name!r} is a hypervisor: a witness needs a name of its own")
+            return
+        at = ctx.now()
+        metadata = new_metadata(ObjectMeta(name=name, labels={HOSTNAME_LABEL: name}), namespaced=False, now=at)
+        new = Node(metadata=metadata, spec=NodeSpec(witness=True))
+        message = "it has not renewed its lease yet"
+        lease = Condition(type="LeaseFresh", status="False", reason="NotRenewed", message=message)
+        hypervisor = Condition(type="HypervisorAvailable", status="True", reason="Witness", message="it runs no VMs")
+        batch = ctx.store.batch()
+        put_node(batch, None, new, (lease, hypervisor), at)
+        ctx.store.must_commit(batch)
+
+    deciding(decide)
+
+
+def check_no_witness(ctx: Context, name: str) -> None:
+    """Check that a host may join under a name.
+
+    Raises:
+        Refused: It is a witness's.
+    """
+    old = ctx.store.find(Node, name)
+    if old is not None and old.spec.witness:
+        raise Refused(f"node {name!r} is a witness: vmherd node expel {name} first, or take another name")
+
+
+def is_armed(ctx: Context, name: str) -> bool:
+    """Whether a node's lease, fresh or not, has it on record that its watchdog counts."""
+    with redis_errors(ctx.store.redis):
+        stored = read_lease(cast("str | None", ctx.store.redis.get(keys.lease(name))))
+    return stored is not None and stored.lease.armed
+
+
+def remove_witness(ctx: Context, name: str) -> None:
+    """Remove a witness from record; nothing happens when there is none of that name."""
+
+    def decide() -> None:
+        old = ctx.store.find(Node, name)
+        if old is not None and old.spec.witness:
+            ctx.store.must_commit(ctx.store.batch().delete(old))
+
+    deciding(decide)
 
 
 def set_labels(ctx: Context, name: str, changes: Mapping[str, str | None]) -> bool:

@@ -18,6 +18,7 @@ from orchestrator.services import adoption_orders, evacuation, policies, preflig
 from orchestrator.services.classes import keep_classes
 from orchestrator.services.context import Context, deciding, grant_queue, send_grant, send_orders, wake_grant
 from orchestrator.services.herd import Herd
+from orchestrator.services.membership import keep_membership
 from orchestrator.services.recovery import recover
 from orchestrator.services.reports import remove_deleted
 from orchestrator.services.results import publish_result
@@ -44,11 +45,16 @@ def reconcile(ctx: Context, herd: Herd) -> None:
     _keep_policies(ctx, herd)
     evacuation.empty_again(ctx, herd)
     keep_classes(ctx, herd)
+    _try(partial(_keep_membership, ctx, herd), "membership")
     for operation in operations:
         if operation.metadata.deletion_timestamp is not None and operation.status.grant is None:
             remove_deleted(ctx, operation.key)
     if any(operation.status.grant is None for operation in active):
         wake_grant(ctx)
+
+
+def _keep_membership(ctx: Context, herd: Herd) -> None:
+    keep_membership(ctx, herd)
 
 
 def _try(decide: Callable[[], None], key: str) -> None:

@@ -61,13 +61,25 @@ def node_rules(node: str) -> list[str]:
     ]
 
 
-def enroll(client: "redis.Redis", node: str, password: str | None = None) -> str:
+_WITNESS_COMMANDS = "ping hello auth client|setname client|id select eval evalsha script|load get set hgetall time"
+
+
+def witness_rules(node: str) -> list[str]:
+    """Give the ACL rules of a witness's user: it renews a lease, and does nothing else."""
+    readable = (keys.MEMBERSHIP, keys.PEER_KEY, keys.SUSPICIONS, keys.taken_over(node), keys.disarm(node))
+    patterns = [f"~{keys.lease(node)}", *(f"%R~{key}" for key in readable)]
+    commands = [f"+{command}" for command in _WITNESS_COMMANDS.split()]
+    return ["reset", "on", *patterns, "resetchannels", "-@all", *commands]
+
+
+def enroll(client: "redis.Redis", node: str, password: str | None = None, *, is_witness: bool = False) -> str:
     """Create or renew a node's Redis user.
 
     Args:
         client: With the right to change ACLs.
         node: A DNS label.
         password: Chosen at random when not given.
+        is_witness: It is a machine without VMs.
 
     Returns:
         The password. It is stored as a hash only, and can't be read again.
@@ -75,15 +87,21 @@ def enroll(client: "redis.Redis", node: str, password: str | None = None) -> str
     check_name(node)
     password = password or secrets.token_urlsafe(24)
     with redis_errors(client):
-        _acl(client, "SETUSER", user_name(node), *node_rules(node), f">{password}")
+        rules = witness_rules(node) if is_witness else node_rules(node)
+        _acl(client, "SETUSER", user_name(node), *rules, f">{password}")
+        client.set(keys.PEER_KEY, secrets.token_hex(32), nx=True)
         _save(client)
     return password
 
 
 def expel(client: "redis.Redis", node: str) -> None:
-    """Remove a node's Redis user and close its connections."""
+    """Remove a node's Redis user and close its connections. It knows the key by which members speak: they get another.
+
+    Members learn it with their next renewal; until then those that have it can't ask those that have not.
+    """
     with redis_errors(client):
         _acl(client, "DELUSER", user_name(node))
+        client.set(keys.PEER_KEY, secrets.token_hex(32))
         _save(client)
 
 

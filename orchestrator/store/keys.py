@@ -41,6 +41,7 @@ are removed by the commit that ends it:
   ends when the node came back |
 | `disarm:<node>` | string | control, readable by the node | none: why its watchdog is to be disarmed |
 | `node:{<n>}:lease` | string | node | 7 days, far beyond any decision made on it |
+| `node:{<n>}:agent` | string | node | 7 days: its agent's last sign of life |
 | `node:{<n>}:counter`, `node:{<n>}:reports` | string, stream | node | none; the stream is trimmed by intake,
   and bounded at 10,000 |
 | `node:{<n>}:claim:<epoch>` | string | node | 1 day: this grant was taken by a worker |
@@ -151,6 +152,11 @@ def node_prefix(node: str) -> str:
 def lease(node: str) -> str:
     """The node's lease."""
     return node_prefix(node) + "lease"
+
+
+def agent(node: str) -> str:
+    """The last sign of life of the node's agent."""
+    return node_prefix(node) + "agent"
 
 
 def counter(node: str) -> str:

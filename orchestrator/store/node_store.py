@@ -78,6 +78,11 @@ class NodeStore:
             )
         return int(cast("int", number))
 
+    def show_alive(self, sign: str) -> None:
+        """Give a sign of life of the agent, unlike the one before."""
+        with redis_errors(self.redis):
+            self.redis.set(keys.agent(self.node), sign, px=keys.LEASE_KEPT_MS)
+
     def counter(self) -> int:
         """Read the number of the node's last report."""
         with redis_errors(self.redis):

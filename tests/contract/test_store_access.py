@@ -53,6 +53,7 @@ def test_a_nodes_processes_can_do_all_that_they_do(node: "redis.Redis", store: S
     mine.renew_lease(a_lease())
     assert mine.report("Domain", {"uuid": "u"}) == 1
     assert mine.counter() == 1
+    mine.show_alive("g-1")
     assert mine.grant("default/op0") is not None
     claimed = mine.claim("default/op0", 1, "worker")
     assert claimed is not None

@@ -28,6 +28,7 @@ def test_a_herd_at_work_has_declared_keys_only(store: Store) -> None:
     store.next_epochs(1)
     node = NodeStore(store.redis, "n1")
     node.renew_lease(a_lease())
+    node.show_alive("g-1")
     node.claim("default/op", 1, "worker")
     store.redis.set(keys.MEMBERSHIP, Membership(1, {"n1": "192.0.2.11:7949"}).text())
     store.redis.set(keys.PEER_KEY, "secret")

@@ -37,6 +37,7 @@ _MACHINES = {"VMHERD_DOMAIN_TYPE": "qemu", "VMHERD_CPU_SHARES": "false"}
 R = TypeVar("R", bound=Resource)
 
 NODE_PROCESSES = {
+    "heartbeat": ["run", "heartbeat"],
     "agent": ["run", "agent"],
     "migrate": ["run", "worker", "migrate"],
     "lifecycle": ["run", "worker", "lifecycle"],
@@ -142,6 +143,7 @@ class LabHerd:
             VMHERD_REDIS_URL=f"redis://{access.user_name(host_name)}:{self._passwords[host_name]}@{base}",
             VMHERD_NODE=host_name,
             VMHERD_MIGRATION_URI=host.migration_uri,
+            VMHERD_WATCHDOG="off",  # this machine's own; a lab host's is a stand-in
         )
         key = f"{host_name}/{name}"
         argv = self._argv(key, NODE_PROCESSES[name], entry)

@@ -53,6 +53,15 @@ checks["field"] = function(c)
   return nil
 end
 
+-- {"value", string key, expected}: expected "" means that it must be absent.
+checks["value"] = function(c)
+  local value = redis.call("GET", c[2]) or ""
+  if value ~= c[3] then
+    return c[2]
+  end
+  return nil
+end
+
 -- {"due", zset, member}: its timer is over; one that was set anew meanwhile is not.
 checks["due"] = function(c)
   local score = redis.call("ZSCORE", c[2], c[3])

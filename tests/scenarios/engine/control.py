@@ -5,6 +5,7 @@ from collections.abc import Callable
 from orchestrator.errors import Conflict, StoreUnavailable, VersionExpired
 from orchestrator.intake import Intake
 from orchestrator.queues import CONTROL, LIVENESS, TICK_PERIOD_S, Message, Task
+from orchestrator.services.agents import AgentWatch
 from orchestrator.services.context import Context
 from orchestrator.services.granting import grant_pending
 from orchestrator.services.herd import Herd
@@ -107,11 +108,12 @@ class ControlPlane:
 
     def _liveness(self) -> None:
         herd = self._loaded()
-        liveness = Liveness(self._ctx, herd)
+        liveness, agents = Liveness(self._ctx, herd), AgentWatch(self._ctx, herd)
 
         def scan() -> None:
             herd.follower.sync()
             liveness.scan()
+            agents.scan()
 
         serve(self._client, self._schedule, LIVENESS, {Task.LIVENESS: scan})
 

@@ -7,6 +7,7 @@ from orchestrator.errors import HypervisorError
 from orchestrator.queues import STARTS_PER_NODE, Task, lifecycle_queue, migrate_queue
 from orchestrator.settings import settings
 from orchestrator.store.node_store import NodeStore
+from tests.scenarios.engine.heartbeat import PeerNetwork, SimulatedHeartbeat, Tells, Watchdog
 from tests.scenarios.engine.mail import Handlers, serve
 from tests.scenarios.engine.processes import Processes
 from tests.scenarios.engine.redis_time import SimulatedRedis
@@ -22,7 +23,7 @@ from workers.migration import run_migration
 from workers.shutdown import begin as begin_shutdown
 from workers.shutdown import end as end_shutdown
 
-SERVICES = ("agent", "migrate", "lifecycle")
+SERVICES = ("heartbeat", "agent", "migrate", "lifecycle")
 _YOUNG_GRANTS = 3
 """As in `workers.holder`."""
 
@@ -85,15 +86,33 @@ class Node:
         client: Of Redis, with the node's rights.
         processes: Where its own are added.
         called: See `ProcessLink`.
+        network: To its peers.
+        has_watchdog: Its host has one.
+        tell: Told what its heartbeat would log.
     """
 
-    def __init__(self, name: str, world: World, client: SimulatedRedis, processes: Processes, called: Called) -> None:
+    def __init__(
+        self,
+        name: str,
+        world: World,
+        client: SimulatedRedis,
+        processes: Processes,
+        called: Called,
+        network: PeerNetwork,
+        *,
+        has_watchdog: bool,
+        tell: Tells,
+    ) -> None:
         self.name = name
         self._world = world
         self._client = client
         self._processes = processes
         self._schedule: Schedule = processes.schedule
         self._called = called
+        self._network = network
+        self._tell = tell
+        self.watchdog = Watchdog(processes.schedule, self._be_reset) if has_watchdog else None
+        processes.add(f"heartbeat@{name}", self._start_heartbeat)
         processes.add(f"agent@{name}", self._start_agent)
         processes.add(f"migrate@{name}", self._start_worker("migrate", migrate_queue(name), 1))
         processes.add(f"lifecycle@{name}", self._start_worker("lifecycle", lifecycle_queue(name), STARTS_PER_NODE))
@@ -103,9 +122,15 @@ class Node:
 
     def power_off(self) -> None:
         """Cut its power: the host, and all that ran there."""
+        if self.watchdog is not None:
+            self.watchdog.disarm()
         Faults(self._world).power_off(self.name)
         for name in self._processes.names(self.name):
             self._processes.kill(name, restart_after_s=None)
+
+    def _be_reset(self) -> None:
+        self._tell(f"host/{self.name}", "is reset by its watchdog")
+        self.power_off()
 
     def power_on(self) -> None:
         """Boot it again."""
@@ -137,6 +162,20 @@ class Node:
     def _hypervisor(self, process: Process) -> SimulatedHypervisor:
         link = ProcessLink(self._world, self.name, process, self._processes, self._called)
         return SimulatedHypervisor(link, self.name)
+
+    def _start_heartbeat(self, process: Process) -> None:
+        def run() -> None:
+            SimulatedHeartbeat(
+                process,
+                NodeStore(self._client, self.name),
+                self._processes,
+                self._network,
+                self.watchdog,
+                self._world.host(self.name).boot_id(),
+                self._tell,
+            ).run()
+
+        self._schedule.spawn(process, "main", run)
 
     def _start_agent(self, process: Process) -> None:
         def run() -> None:

@@ -31,6 +31,7 @@ from tests.builders import uuid_of
 from tests.redis_server import RedisServer
 from tests.scenarios.engine.control import ControlPlane
 from tests.scenarios.engine.expected import Expectation, unmet
+from tests.scenarios.engine.heartbeat import PeerNetwork
 from tests.scenarios.engine.invariants import Broken, Invariants
 from tests.scenarios.engine.mail import Mail
 from tests.scenarios.engine.node import Node
@@ -93,6 +94,7 @@ class Run:
         self.store = Store(self.redis, self.config)
         self.timeline = Timeline(self.store, lambda: self.schedule.now - self.zero)
         self.processes = Processes(self.schedule, self.timeline.tell)
+        self.network = PeerNetwork(self.schedule)
         self._attend(self.redis)
         self.mail = Mail(self.redis, self.schedule)
         clock = Clock(self.time_of_day.now, lambda: SimulatedClock.MONOTONIC_AT_BEGIN + self.schedule.now)
@@ -126,7 +128,8 @@ class Run:
 
     def _add_hosts(self) -> None:
         for name, given in self.herd["nodes"].items():
-            self.world.add_host(HostSpec(name, **{"cpus": 8, "memory_mib": 16_384, **(given or {})}))
+            size = {key: value for key, value in (given or {}).items() if key != "watchdog"}
+            self.world.add_host(HostSpec(name, **{"cpus": 8, "memory_mib": 16_384, **size}))
 
     def _start(self) -> None:
         ControlPlane(self.ctx, self.processes, self.redis)
@@ -134,7 +137,17 @@ class Run:
             password = enroll(self.redis, name)
             client = self._client(self.server.url.replace("://", f"://{user_name(name)}:{password}@"))
             self._attend(client)
-            self.nodes[name] = Node(name, self.world, client, self.processes, self._called)
+            has_watchdog = bool((self.herd["nodes"][name] or {}).get("watchdog"))
+            self.nodes[name] = Node(
+                name,
+                self.world,
+                client,
+                self.processes,
+                self._called,
+                self.network,
+                has_watchdog=has_watchdog,
+                tell=self.timeline.tell,
+            )
 
     def _add_vms(self) -> None:
         """Put the VMs that run on record and on their hosts, as their first incarnation."""
