@@ -20,7 +20,9 @@ from orchestrator.store.connection import connect, redis_errors
 log = logger(__name__)
 
 _QUEUES = {"reconcile": queues.CONTROL, "liveness": queues.LIVENESS, "housekeeping": queues.CONTROL}
+_QUEUES["power"] = queues.FENCING
 _TASKS = {"reconcile": Task.RECONCILE, "liveness": Task.LIVENESS, "housekeeping": Task.HOUSEKEEPING}
+_TASKS["power"] = Task.POWER
 
 app.conf.beat_schedule = {
     name: {

@@ -25,13 +25,16 @@ class Glance:
         run_id: Of the Redis that answered.
         replication_id: Likewise.
         redis_s: Its time.
-        clock: The worker's monotonic clock, before it asked.
+        clock: The worker's monotonic clock, before it asked: what it read was true after this.
+        read_at: Likewise when it had the answer: what it read was true before this. Waits begin here and end at a
+            `clock`, so a slow answer makes them longer, never shorter.
     """
 
     run_id: str
     replication_id: str
     redis_s: float
     clock: float
+    read_at: float
 
 
 def interruption(before: Glance | None, now: Glance) -> str:

@@ -2,6 +2,7 @@
 
 from orchestrator.resources.domain_xml import RenderHost, render_domain
 from orchestrator.resources.event import Event, event_about
+from orchestrator.resources.fencing import NodeFencing
 from orchestrator.resources.meta import (
     DEFAULT_NAMESPACE,
     Condition,
@@ -36,7 +37,7 @@ from orchestrator.resources.vmop import (
 
 KINDS: dict[str, type[Resource]] = {
     kind.kind_name: kind
-    for kind in (VirtualMachine, VirtualMachineClass, VirtualMachineOperation, Node, NodeInventory, Event)
+    for kind in (VirtualMachine, VirtualMachineClass, VirtualMachineOperation, Node, NodeInventory, NodeFencing, Event)
 }
 """Every kind that the store keeps, by name."""
 
@@ -50,6 +51,7 @@ __all__ = [
     "GrantState",
     "Key",
     "Node",
+    "NodeFencing",
     "NodeGrant",
     "NodeInventory",
     "ObjectMeta",

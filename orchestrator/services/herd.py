@@ -14,6 +14,7 @@ from orchestrator.resources import (
     Action,
     Key,
     Node,
+    NodeFencing,
     NodeInventory,
     VirtualMachine,
     VirtualMachineClass,
@@ -22,7 +23,7 @@ from orchestrator.resources import (
 from orchestrator.store import Change, Store, keys
 from orchestrator.store.follower import Follower
 
-KINDS = (Node, NodeInventory, VirtualMachine, VirtualMachineClass, VirtualMachineOperation)
+KINDS = (Node, NodeFencing, NodeInventory, VirtualMachine, VirtualMachineClass, VirtualMachineOperation)
 
 
 class Herd:
