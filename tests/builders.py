@@ -4,7 +4,10 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
+from pydantic.alias_generators import to_snake
+
 from orchestrator.lease import PROFILES, Lease
+from orchestrator.planner.rules import resident
 from orchestrator.planner.snapshot import Limits, NodeState, Snapshot
 from orchestrator.resources import (
     Action,
@@ -115,18 +118,31 @@ def a_vm(
     fraction: str = "100%",
     policy: RunPolicy = RunPolicy.ALWAYS_ON_UNLESS_STOPPED_MANUALLY,
     selector: dict[str, str] | None = None,
+    labels: dict[str, str] | None = None,
+    annotations: dict[str, str] | None = None,
+    spec: dict[str, Any] | None = None,
     **status: Any,
 ) -> VirtualMachine:
-    """A VM that runs on node `n1` as its first incarnation; `status` has fields of its status."""
+    """A VM that runs on node `n1` as its first incarnation.
+
+    `spec` has more of its spec in its outside form, `status` fields of its status.
+    """
     return VirtualMachine(
-        metadata=ObjectMeta(name=name, namespace="default", uid=uuid_of(name), creation_timestamp=NOW),
+        metadata=ObjectMeta(
+            name=name,
+            namespace="default",
+            uid=uuid_of(name),
+            labels=labels or {},
+            annotations=annotations or {},
+            creation_timestamp=NOW,
+        ),
         spec=VirtualMachineSpec(
             run_policy=policy,
             cpu=Cpu(cores=cores, core_fraction=fraction),
             memory=Memory(size=memory),
             node_selector=selector or {},
             domain_template=DOMAIN_XML,
-        ),
+        ).with_(**_given(spec or {})),
         status=VirtualMachineStatus(
             **{
                 "phase": phase,
@@ -137,6 +153,30 @@ def a_vm(
             }
         ),
     )
+
+
+def _given(spec: dict[str, Any]) -> dict[str, Any]:
+    """Parts of a spec in their outside form, as its fields."""
+    whole = parse(VirtualMachineSpec, {"memory": {"size": "1Gi"}, "domainTemplate": DOMAIN_XML, **spec})
+    names = {to_snake(name) for name in spec}
+    return {name: getattr(whole, name) for name in names}
+
+
+def keep_apart(topology: str = "kubernetes.io/hostname", **labels: str) -> dict[str, Any]:
+    """A spec that asks not to be where VMs with these labels are."""
+    return {"affinity": {"virtualMachineAndPodAntiAffinity": {_REQUIRED: [_term(topology, labels)]}}}
+
+
+def keep_near(topology: str = "kubernetes.io/hostname", **labels: str) -> dict[str, Any]:
+    """A spec that asks to be where a VM with these labels is."""
+    return {"affinity": {"virtualMachineAndPodAffinity": {_REQUIRED: [_term(topology, labels)]}}}
+
+
+_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+
+
+def _term(topology: str, labels: dict[str, str]) -> dict[str, Any]:
+    return {"topologyKey": topology, "labelSelector": {"matchLabels": labels}}
 
 
 def some_needs(fingerprint: str = "f1", *, incarnation: int = 1, **more: Any) -> MachineNeeds:
@@ -260,6 +300,11 @@ def a_snapshot(
             "vms": {Key(vm.key): vm for vm in vms},
             "pending": tuple(pending),
             "limits": limits or Limits(),
+            "residents": {
+                Key(vm.key): resident(vm, None, (vm.status.node_name,))
+                for vm in vms
+                if vm.status.node_name and vm.status.phase.occupies_node
+            },
             **more,
         }
     )

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from orchestrator.planner.convergence import PolicyConflict, throttles
-from orchestrator.planner.placement import Demand, choose_node, class_obstacle, move_demand, start_demand
+from orchestrator.planner.neighbours import Neighbours
+from orchestrator.planner.placement import Company, Demand, choose_node, class_obstacle, move_demand, start_demand
 from orchestrator.planner.preflight import (
     Target,
     find_target,
@@ -23,6 +24,7 @@ from orchestrator.planner.preflight import (
     known_needs,
     nodes_to_ask_ahead,
 )
+from orchestrator.planner.rules import resident
 from orchestrator.planner.snapshot import NodeState, Snapshot
 from orchestrator.resources import (
     Action,
@@ -111,6 +113,51 @@ ASKED_AHEAD = 32
 """So many of those that queue for a slot have their likely targets asked meanwhile, in one plan."""
 
 
+@dataclass(slots=True)
+class _Work:
+    """The herd as it will be once the decisions so far are carried out.
+
+    Attributes:
+        nodes: By name, with what they take.
+        migrating: Slots of the herd that are taken.
+        cap: All of the herd's slots.
+    """
+
+    snapshot: Snapshot
+    nodes: dict[str, NodeState]
+    migrating: int
+    cap: int
+    _neighbours: Neighbours | None = None
+
+    def company(self, vm: VirtualMachine) -> Company | None:
+        """Give the other VMs as a VM's rules and theirs see them; None where no rule concerns it."""
+        if self._neighbours is None:
+            self._neighbours = Neighbours(self.snapshot.nodes, self.snapshot.residents.values())
+        if vm.key not in self._neighbours:
+            self._neighbours.add(resident(vm, self.snapshot.class_of(vm)))
+        return Company(vm.key, self._neighbours) if self._neighbours.is_bound(vm.key) else None
+
+    def take(self, go: Go) -> None:
+        """Count what a grant takes; a stop gives nothing back before it has ended."""
+        if go.action is Action.STOP:
+            return
+        migrates = go.action is Action.MIGRATE
+        target, overhead_mib = self.nodes[go.target], self.snapshot.memory_overhead_mib
+        self.migrating += migrates
+        self.nodes[go.target] = replace(
+            target,
+            memory_used_mib=target.memory_used_mib + go.spec.memory_mib + overhead_mib,
+            cpu_used_millicores=target.cpu_used_millicores + go.spec.cpu_millicores,
+            inbound=target.inbound + migrates,
+            starting=target.starting + (not migrates),
+        )
+        if migrates:
+            source = self.nodes[go.node]
+            self.nodes[go.node] = replace(source, outbound=source.outbound + 1)
+        if self._neighbours is not None and go.vm.key in self._neighbours:
+            self._neighbours.put(go.vm.key, (go.node, go.target) if migrates else (go.target,))
+
+
 def plan_grants(snapshot: Snapshot) -> Iterator[Decision]:
     """Decide on each pending operation, in order.
 
@@ -118,73 +165,65 @@ def plan_grants(snapshot: Snapshot) -> Iterator[Decision]:
         snapshot: Its `pending` in the order of service.
 
     Yields:
-        One decision an operation. Those of one plan respect the limits taken together.
+        One decision an operation. Those of one plan respect the limits, and the rules between VMs, taken together.
     """
-    nodes = dict(snapshot.nodes)
-    migrating, cap = snapshot.migrating, snapshot.cap
+    work = _Work(snapshot, dict(snapshot.nodes), snapshot.migrating, snapshot.cap)
     queued: Counter[str] = Counter()
     for operation in snapshot.pending:
-        decision = _decide(snapshot, nodes, (migrating, cap), operation)
+        decision = _decide(work, operation)
         if isinstance(decision, Wait) and decision.reason is Reason.MIGRATION_PENDING:
-            decision = _ask_ahead(snapshot, nodes, queued, decision)
+            decision = _ask_ahead(work, queued, decision)
         if isinstance(decision, Go):
-            migrating += decision.action is Action.MIGRATE
-            _take(nodes, decision, snapshot.memory_overhead_mib)
-        _reserve(snapshot, nodes, decision)
+            work.take(decision)
+        _reserve(work, decision)
         yield decision
 
 
-def _decide(
-    snapshot: Snapshot, nodes: dict[str, NodeState], slots: tuple[int, int], operation: VirtualMachineOperation
-) -> Decision:
-    vm = snapshot.vms.get(Key(operation.vm_key))
+def _decide(work: _Work, operation: VirtualMachineOperation) -> Decision:
+    vm = work.snapshot.vms.get(Key(operation.vm_key))
     if vm is None:
         return Fail(operation, Reason.VIRTUAL_MACHINE_NOT_FOUND, f"VirtualMachine {operation.vm_key!r} is gone")
-    if operation.key in snapshot.held:
-        return Wait(operation, Reason.NOT_READY, snapshot.held[operation.key])
+    if operation.key in work.snapshot.held:
+        return Wait(operation, Reason.NOT_READY, work.snapshot.held[operation.key])
     match operation.spec.type:
         case OperationType.START:
-            return _decide_start(snapshot, nodes, operation, vm)
+            return _decide_start(work, operation, vm)
         case OperationType.STOP:
-            return _decide_stop(snapshot, nodes, operation, vm)
+            return _decide_stop(work, operation, vm)
         case OperationType.RESTART if vm.status.phase.occupies_node:
-            return _decide_stop(snapshot, nodes, operation, vm)
+            return _decide_stop(work, operation, vm)
         case OperationType.RESTART:
-            return _decide_start(snapshot, nodes, operation, vm)
+            return _decide_start(work, operation, vm)
         case OperationType.EVICT | OperationType.MIGRATE:
-            return _decide_migration(snapshot, nodes, slots, operation, vm)
+            return _decide_migration(work, operation, vm)
         case _:
             assert_never(operation.spec.type)
 
 
-def _decide_stop(
-    snapshot: Snapshot, nodes: dict[str, NodeState], operation: VirtualMachineOperation, vm: VirtualMachine
-) -> Decision:
+def _decide_stop(work: _Work, operation: VirtualMachineOperation, vm: VirtualMachine) -> Decision:
     """Decide on a Stop, or on the first half of a Restart. It needs no slot: only its node has to be there."""
     if not vm.status.phase.occupies_node:
         return NothingToStop(operation, vm)
-    if waiting := _holds(snapshot, operation, vm):
+    if waiting := _holds(work.snapshot, operation, vm):
         return waiting
     node = vm.status.node_name
-    if node not in nodes or not nodes[node].ready:
+    if node not in work.nodes or not work.nodes[node].ready:
         return Wait(operation, Reason.NOT_READY, f"waits for node {node}, which is not Ready")
     return Go(operation, vm, node, node, Action.STOP)
 
 
-def _decide_start(
-    snapshot: Snapshot, nodes: dict[str, NodeState], operation: VirtualMachineOperation, vm: VirtualMachine
-) -> Decision:
+def _decide_start(work: _Work, operation: VirtualMachineOperation, vm: VirtualMachine) -> Decision:
     if vm.metadata.deletion_timestamp is not None:
         return Fail(operation, Reason.NOT_APPLICABLE_FOR_PHASE, f"{vm.name} is being deleted")
     if vm.status.phase is VmPhase.STOPPING:
         return Wait(operation, Reason.NOT_READY, f"waits until {vm.name} is Stopped (it is Stopping)")
     if vm.status.phase.occupies_node and vm.status.phase is not VmPhase.STARTING:
         return Fail(operation, Reason.NOT_APPLICABLE_FOR_PHASE, f"{vm.name} is {vm.status.phase} already")
-    if waiting := _holds(snapshot, operation, vm):
+    if waiting := _holds(work.snapshot, operation, vm):
         return waiting
-    if why := class_obstacle(vm, snapshot.class_of(vm)):
+    if why := class_obstacle(vm, work.snapshot.class_of(vm)):
         return Wait(operation, Reason.TARGET_UNSCHEDULABLE, why)
-    choice = choose_node(nodes, _demand(snapshot, operation, vm))
+    choice = choose_node(work.nodes, _demand(work, operation, vm))
     if choice.node is None and choice.full:
         return Wait(operation, Reason.NOT_READY, "waits for a node that fits: each starts as many as it may at a time")
     if choice.node is None:
@@ -192,16 +231,9 @@ def _decide_start(
     return Go(operation, vm, choice.node, choice.node, Action.START)
 
 
-def _decide_migration(
-    snapshot: Snapshot,
-    nodes: dict[str, NodeState],
-    slots: tuple[int, int],
-    operation: VirtualMachineOperation,
-    vm: VirtualMachine,
-) -> Decision:
-    """Decide on a migration; `slots` are the herd's: taken, and cap."""
+def _decide_migration(work: _Work, operation: VirtualMachineOperation, vm: VirtualMachine) -> Decision:
+    snapshot, nodes = work.snapshot, work.nodes
     source = vm.status.node_name
-    migrating, cap = slots
     conflict = throttles(vm.spec.live_migration_policy, operation.spec.force)
     if isinstance(conflict, PolicyConflict):
         return Fail(operation, Reason.NOT_APPLICABLE_FOR_LIVE_MIGRATION_POLICY, conflict.message)
@@ -222,9 +254,9 @@ def _decide_migration(
     limits = snapshot.limits
     if nodes[source].outbound >= limits.outbound_per_node:
         return Wait(operation, Reason.MIGRATION_PENDING, f"waits for the outbound slot of node {source}")
-    if 0 < cap <= migrating:
+    if 0 < work.cap <= work.migrating:
         return Wait(operation, Reason.MIGRATION_PENDING, "waits for one of the herd's migration slots")
-    demand = _demand(snapshot, operation, vm, {source: "where it runs"})
+    demand = _demand(work, operation, vm, {source: "where it runs"})
     target = find_target(nodes, demand, vm, operation, snapshot.now)
     if target.node is not None:
         return Go(operation, vm, source, target.node, Action.MIGRATE)
@@ -253,24 +285,24 @@ def _ask_for_needs(operation: VirtualMachineOperation, vm: VirtualMachine) -> De
     return wait if is_asked else Check(wait, vm, (source,), is_about_needs=True)
 
 
-def _ask_ahead(snapshot: Snapshot, nodes: dict[str, NodeState], queued: Counter[str], wait: Wait) -> Decision:
+def _ask_ahead(work: _Work, queued: Counter[str], wait: Wait) -> Decision:
     """Have the likely targets of the first in each queue asked while they wait: the answers are there at their turn."""
-    vm = snapshot.vms[Key(wait.operation.vm_key)]
+    vm = work.snapshot.vms[Key(wait.operation.vm_key)]
     source = vm.status.node_name
     queued[source] += 1
     if queued[source] > ASKED_AHEAD_PER_SOURCE or queued.total() > ASKED_AHEAD:
         return wait
-    demand = _demand(snapshot, wait.operation, vm, {source: "where it runs"})
-    ask = nodes_to_ask_ahead(nodes, demand, vm, wait.operation, snapshot.now)
+    demand = _demand(work, wait.operation, vm, {source: "where it runs"})
+    ask = nodes_to_ask_ahead(work.nodes, demand, vm, wait.operation, work.snapshot.now)
     return Check(wait, vm, ask) if ask else wait
 
 
-def _reserve(snapshot: Snapshot, nodes: dict[str, NodeState], decision: Decision) -> None:
+def _reserve(work: _Work, decision: Decision) -> None:
     """Keep later ones from a slot that is about to be taken; in this plan only, no slot is held for it."""
     wait = decision.wait if isinstance(decision, Check) else decision
     if isinstance(wait, Wait) and wait.reserves:
-        source = snapshot.vms[Key(wait.operation.vm_key)].status.node_name
-        nodes[source] = replace(nodes[source], outbound=nodes[source].outbound + 1)
+        source = work.snapshot.vms[Key(wait.operation.vm_key)].status.node_name
+        work.nodes[source] = replace(work.nodes[source], outbound=work.nodes[source].outbound + 1)
 
 
 def _holds(snapshot: Snapshot, operation: VirtualMachineOperation, vm: VirtualMachine) -> Wait | None:
@@ -283,42 +315,23 @@ def _holds(snapshot: Snapshot, operation: VirtualMachineOperation, vm: VirtualMa
 
 
 def _demand(
-    snapshot: Snapshot,
-    operation: VirtualMachineOperation,
-    vm: VirtualMachine,
-    exclude: dict[str, str] | None = None,
+    work: _Work, operation: VirtualMachineOperation, vm: VirtualMachine, exclude: dict[str, str] | None = None
 ) -> Demand:
-    migrate = operation.spec.migrate
+    snapshot, migrate = work.snapshot, operation.spec.migrate
     is_migration = operation.spec.type.is_migration
     vm_class, overhead_mib = snapshot.class_of(vm), snapshot.memory_overhead_mib
     if is_migration:
         demand = move_demand(vm, vm_class, overhead_mib, snapshot.nodes[vm.status.node_name])
     else:
         demand = start_demand(vm, vm_class, overhead_mib)
+    labels = {**demand.where.labels, **(migrate.node_selector if migrate else {})}
     return replace(
         demand,
-        labels={**demand.labels, **(migrate.node_selector if migrate else {})},
+        where=replace(demand.where, labels=labels),
         node_name=(migrate.node_name if migrate else "") if is_migration else home_of(vm),
         exclude=exclude,
         avoid=frozenset(operation.status.avoid),
         inbound=snapshot.limits.inbound_per_node if is_migration else 0,
         starting=0 if is_migration else snapshot.limits.starts_per_node,
+        company=work.company(vm),
     )
-
-
-def _take(nodes: dict[str, NodeState], go: Go, overhead_mib: int) -> None:
-    """Count what a grant takes; a stop gives nothing back before it has ended."""
-    if go.action is Action.STOP:
-        return
-    migrates = go.action is Action.MIGRATE
-    target = nodes[go.target]
-    nodes[go.target] = replace(
-        target,
-        memory_used_mib=target.memory_used_mib + go.spec.memory_mib + overhead_mib,
-        cpu_used_millicores=target.cpu_used_millicores + go.spec.cpu_millicores,
-        inbound=target.inbound + migrates,
-        starting=target.starting + (not migrates),
-    )
-    if migrates:
-        source = nodes[go.node]
-        nodes[go.node] = replace(source, outbound=source.outbound + 1)

@@ -1,19 +1,36 @@
 """Where one VM may run: filters that say why a node is refused, then a score.
 
-The score is the share of CPU reserved after the VM has come; the lowest wins, names break ties.
+A node that is disliked (an earlier attempt failed there, or a taint PreferNoSchedule) comes last, then preferences
+decide, then the share of CPU that is reserved after the VM has come: the lowest wins, names break ties.
 """
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from orchestrator.planner.neighbours import Neighbours
+from orchestrator.planner.rules import Whereabouts, whereabouts
 from orchestrator.planner.snapshot import NodeState
-from orchestrator.resources import VirtualMachine, VirtualMachineClass
+from orchestrator.resources import Key, VirtualMachine, VirtualMachineClass
 from orchestrator.resources.cpu import CpuRequest, NodeCpu, is_same, lacking
 from orchestrator.resources.domain_xml import wanted_cpu
-from orchestrator.resources.scheduling import NodeLabels, TaintEffect, Toleration, untolerated
+from orchestrator.resources.scheduling import untolerated
 
-EVERY_NODE = NodeLabels()
+
+@dataclass(frozen=True, slots=True)
+class Company:
+    """The other VMs, as one VM's rules and theirs see them; asked at once, since the picture changes as plans grow."""
+
+    key: Key
+    neighbours: Neighbours
+
+    def obstacle(self, node: str) -> str:
+        """Say which rule keeps the VM off a node; empty when none does."""
+        return self.neighbours.obstacle(self.key, node)
+
+    def liking(self, node: str) -> int:
+        """Sum the weights that speak for a node."""
+        return self.neighbours.liking(self.key, node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,32 +39,30 @@ class Demand:
 
     Attributes:
         memory_mib: With QEMU's overhead.
-        labels: That the node must have.
+        where: What the node must be like.
         node_name: The only node allowed, or empty.
         exclude: Nodes that are out of the question (its own), with the reason.
         avoid: Nodes taken only when nothing else is left.
         inbound: Migrations that the node may receive at a time, this one included; 0 means no limit.
         starting: VMs that the node may start at a time, this one included; 0 means no limit.
-        node_labels: What the VM's class asks of a node's labels besides.
-        tolerations: Taints that the VM puts up with.
         cpu: That the node must be able to give; None: any.
         like: Of a running guest that sees its host's own CPU: that host's.
         kvm: Whether the node must run domains by KVM.
+        company: The rules between VMs; None where none concerns it.
     """
 
     memory_mib: int
     cpu_millicores: int
-    labels: Mapping[str, str]
+    where: Whereabouts
     node_name: str = ""
     exclude: Mapping[str, str] | None = None
     avoid: frozenset[str] = frozenset()
     inbound: int = 0
     starting: int = 0
-    node_labels: NodeLabels = EVERY_NODE
-    tolerations: tuple[Toleration, ...] = ()
     cpu: CpuRequest | None = None
     like: NodeCpu | None = None
     kvm: bool = False
+    company: Company | None = None
 
 
 def start_demand(vm: VirtualMachine, vm_class: VirtualMachineClass | None, overhead_mib: int) -> Demand:
@@ -64,9 +79,7 @@ def start_demand(vm: VirtualMachine, vm_class: VirtualMachineClass | None, overh
     return Demand(
         memory_mib=vm.spec.memory_mib + overhead_mib,
         cpu_millicores=vm.spec.cpu_millicores,
-        labels=_labels(vm, vm_class),
-        node_labels=vm_class.spec.node_selector if vm_class else EVERY_NODE,
-        tolerations=_tolerations(vm, vm_class),
+        where=whereabouts(vm, vm_class),
         cpu=wanted,
     )
 
@@ -85,9 +98,7 @@ def move_demand(
     return Demand(
         memory_mib=spec.memory_mib + overhead_mib,
         cpu_millicores=spec.cpu_millicores,
-        labels=_labels(vm, vm_class),
-        node_labels=vm_class.spec.node_selector if vm_class else EVERY_NODE,
-        tolerations=_tolerations(vm, vm_class),
+        where=whereabouts(vm, vm_class),
         cpu=seen,
         like=source.cpu if seen is not None and seen.mode == "host-passthrough" else None,
         kvm=machine is not None and machine.domain_type == "kvm" and spec.domain_template is None,
@@ -107,16 +118,6 @@ def class_obstacle(vm: VirtualMachine, vm_class: VirtualMachineClass | None) -> 
     return ""
 
 
-def _labels(vm: VirtualMachine, vm_class: VirtualMachineClass | None) -> dict[str, str]:
-    """Give a VM's own nodeSelector, less what its class says too: the class wins."""
-    said = vm_class.spec.node_selector.match_labels if vm_class else {}
-    return {key: value for key, value in vm.spec.node_selector.items() if key not in said}
-
-
-def _tolerations(vm: VirtualMachine, vm_class: VirtualMachineClass | None) -> tuple[Toleration, ...]:
-    return (*vm.spec.tolerations, *(vm_class.spec.tolerations if vm_class else ()))
-
-
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The node chosen, or None; and why other nodes were refused, by name.
@@ -130,7 +131,7 @@ class Choice:
     full: int = 0
 
     def explain(self) -> str:
-        """Say it as `0/3 nodes: 1 cordoned, 2 with less than 512 MiB memory free`."""
+        """Say it as `0/3 nodes: 1 cordoned, 2 short of 512 MiB memory`."""
         counts = Counter(self.refused.values())
         parts = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
         fitting = 0 if self.node is None else 1
@@ -151,28 +152,21 @@ def refusal(node: NodeState, demand: Demand) -> str:
         return "cordoned"
     if demand.node_name and node.name != demand.node_name:
         return f"not node {demand.node_name}"
-    missing = [f"{k}={v}" for k, v in sorted(demand.labels.items()) if node.labels.get(k) != v]
-    if missing:
-        return f"without label {', '.join(missing)}"
-    if reason := _class_refusal(node, demand):
+    if reason := unsuited(node, demand):
+        return reason
+    if demand.company is not None and (reason := demand.company.obstacle(node.name)):
         return reason
     if node.memory_used_mib + demand.memory_mib > node.memory_mib:
-        return f"with less than {demand.memory_mib} MiB memory free"
+        return f"short of {demand.memory_mib} MiB memory"
     if node.cpu_used_millicores + demand.cpu_millicores > node.cpu_millicores:
-        return f"with less than {demand.cpu_millicores} millicores CPU free"
+        return f"short of {demand.cpu_millicores} millicores CPU"
     return ""
 
 
-def _class_refusal(node: NodeState, demand: Demand) -> str:
-    """Say why a node is none for the VM's class, its tolerations or its CPU; empty when it is."""
-    wanted = demand.node_labels
-    unmet = [f"{k}={v}" for k, v in sorted(wanted.match_labels.items()) if node.labels.get(k) != v]
-    unmet += [str(part) for part in wanted.match_expressions if not part.holds(node.labels)]
-    if unmet:
-        return f"without label {', '.join(unmet)}"
-    taints = untolerated((t for t in node.taints if t.effect is not TaintEffect.PREFER_NO_SCHEDULE), demand.tolerations)
-    if taints:
-        return f"with taint {', '.join(str(taint) for taint in taints)}"
+def unsuited(node: NodeState, demand: Demand) -> str:
+    """Say why a node is none for the VM by what it is, however empty; the empty string when it is one."""
+    if reason := demand.where.unmet(node.name, node.labels) or demand.where.repelled(node.taints):
+        return reason
     if demand.kvm and node.domain_type != "kvm":
         return "without KVM"
     if demand.like is not None and not is_same(node.cpu, demand.like):
@@ -180,8 +174,14 @@ def _class_refusal(node: NodeState, demand: Demand) -> str:
     return lacking(node.cpu, demand.cpu)
 
 
+def liking(node: NodeState, demand: Demand) -> int:
+    """Sum the weights of the preferences that speak for a node."""
+    company = demand.company.liking(node.name) if demand.company is not None else 0
+    return demand.where.liking(node.name, node.labels) + company
+
+
 def choose_node(nodes: Mapping[str, NodeState], demand: Demand) -> Choice:
-    """Choose the node on which the least share of CPU is reserved afterwards.
+    """Choose the node that is liked best, and of those the one on which the least share of CPU is reserved afterwards.
 
     Args:
         nodes: By name.
@@ -191,7 +191,7 @@ def choose_node(nodes: Mapping[str, NodeState], demand: Demand) -> Choice:
         The choice, with a reason for every node that was refused.
     """
     refused: dict[str, str] = {}
-    best: tuple[bool, int, float, str] | None = None
+    best: tuple[bool, int, int, float, str] | None = None
     full = 0
     for name in sorted(nodes):
         node = nodes[name]
@@ -203,8 +203,8 @@ def choose_node(nodes: Mapping[str, NodeState], demand: Demand) -> Choice:
             full += 1
             continue
         share = (node.cpu_used_millicores + demand.cpu_millicores) / max(node.cpu_millicores, 1)
-        disliked = len(untolerated(node.taints, demand.tolerations))
-        rank = (name in demand.avoid, disliked, share, name)
+        disliked = len(untolerated(node.taints, demand.where.tolerations))
+        rank = (name in demand.avoid, disliked, -liking(node, demand), share, name)
         if best is None or rank < best:
             best = rank
-    return Choice(best[3] if best else None, refused, full)
+    return Choice(best[-1] if best else None, refused, full)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from orchestrator.planner.rules import Resident
 from orchestrator.resources import Key, VirtualMachine, VirtualMachineClass, VirtualMachineOperation
 from orchestrator.resources.cpu import NodeCpu
 from orchestrator.resources.scheduling import Taint
@@ -71,6 +72,8 @@ class Snapshot:
         migrating: Migrations that hold a slot.
         busy: VMs that must not be touched now, with the reason (an unknown migration of theirs runs).
         held: Operations that wait for the end of one that they superseded, or of an adoption, with the reason.
+        vms: At least those of the pending operations.
+        residents: All VMs that take room of a node, as the rules between VMs see them.
     """
 
     now: datetime
@@ -83,6 +86,7 @@ class Snapshot:
     memory_overhead_mib: int = 0
     limits: Limits = Limits()
     classes: Mapping[str, VirtualMachineClass] = field(default_factory=dict)
+    residents: Mapping[Key, Resident] = field(default_factory=dict)
 
     def class_of(self, vm: VirtualMachine) -> VirtualMachineClass | None:
         """Give the class that a VM's spec names; None where it names none, or one that is not there."""

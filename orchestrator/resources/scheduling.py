@@ -1,7 +1,7 @@
 """Where a VM may run, in Kubernetes' shapes: taints and tolerations, affinity, spread.
 
-All of it is checked as strictly as Kubernetes checks it, so that a manifest that is taken here means what it says. The
-planner uses nodeSelector, taints and tolerations; affinity and spread are kept for the planner to come.
+All of it is checked as strictly as Kubernetes checks it, so that a manifest that is taken here means what it says.
+`planner.rules` turns what is said about other VMs into what the planner works with.
 """
 
 import re
@@ -189,11 +189,31 @@ class NodeSelectorTerm(Model):
                 raise misplaced((f"matchFields[{number}]", "must be In or NotIn with one value"))
         return self
 
+    def holds(self, name: str, labels: Mapping[str, str]) -> bool:
+        """Whether a node meets it; a term without conditions is met by none, as in Kubernetes."""
+        if not self.match_expressions and not self.match_fields:
+            return False
+        return all(part.holds(labels) for part in self.match_expressions) and all(
+            part.holds({part.key: name}) for part in self.match_fields
+        )
+
+    def __str__(self) -> str:
+        """As people read it: `zone In (a, b) and disk Exists`."""
+        return " and ".join(str(part) for part in (*self.match_expressions, *self.match_fields))
+
 
 class NodeSelector(Model):
     """Terms of which one must hold."""
 
     node_selector_terms: tuple[NodeSelectorTerm, ...] = Field(min_length=1, max_length=64)
+
+    def holds(self, name: str, labels: Mapping[str, str]) -> bool:
+        """Whether a node meets one of its terms."""
+        return any(term.holds(name, labels) for term in self.node_selector_terms)
+
+    def __str__(self) -> str:
+        """Its terms, joined by `or`."""
+        return " or ".join(str(term) for term in self.node_selector_terms)
 
 
 class PreferredNodes(Model):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from orchestrator.planner.applicability import handed_over
+from orchestrator.planner.rules import Resident, resident
 from orchestrator.planner.snapshot import Limits, NodeState, Snapshot
 from orchestrator.queues import STARTS_PER_NODE
 from orchestrator.resources import (
@@ -37,6 +38,8 @@ class Herd:
         self.store = store
         self._open: set[Key] = set()
         self._states: dict[str, NodeState] = {}
+        self._residents: dict[Key, Resident] = {}
+        self._unsettled: set[Key] = set()
         self.follower = Follower(store, KINDS, self._note)
 
     def start(self) -> "Herd":
@@ -84,6 +87,7 @@ class Herd:
                 memory_overhead_mib=config.memory_overhead_mib,
                 limits=Limits(config.outbound_per_node, config.inbound_per_node, STARTS_PER_NODE),
                 classes={vm_class.name: vm_class for vm_class in self.follower.all(VirtualMachineClass)},
+                residents=self._all_residents(),
             )
 
     def _node_states(self) -> dict[str, NodeState]:
@@ -129,6 +133,22 @@ class Herd:
             cpu=node.status.hypervisor.cpu,
         )
 
+    def _all_residents(self) -> dict[Key, Resident]:
+        """Give the VMs that take room of a node, looking anew at those that were changed."""
+        open_grants = self.follower.index.get(keys.OPEN_GRANTS, {})
+        for key in self._unsettled:
+            vm = self.follower.get(VirtualMachine, key)
+            nodes = (
+                _whereabouts(vm, self.follower.get(VirtualMachineOperation, open_grants.get(key) or "")) if vm else ()
+            )
+            if vm is None or not nodes:
+                self._residents.pop(key, None)
+                continue
+            vm_class = self.follower.get(VirtualMachineClass, vm.spec.virtual_machine_class_name or "")
+            self._residents[key] = resident(vm, vm_class, nodes)
+        self._unsettled.clear()
+        return dict(self._residents)
+
     def _busy(self, vms: Mapping[Key, VirtualMachine]) -> dict[Key, str]:
         """VMs whose domain is in a migration that no grant of ours began."""
         busy: dict[Key, str] = {}
@@ -146,14 +166,21 @@ class Herd:
         with self.follower.lock:
             if change is None:
                 self._states.clear()
+                self._residents.clear()
+                self._unsettled = set(self.follower.resources[VirtualMachine.kind_name])
                 documents = self.follower.resources[VirtualMachineOperation.kind_name]
                 self._open = {
                     key for key, o in documents.items() if isinstance(o, VirtualMachineOperation) and o.is_open
                 }
             elif isinstance(change.resource, Node):
                 self._states.pop(change.resource.name, None)
+            elif isinstance(change.resource, VirtualMachine):
+                self._unsettled.add(change.resource.key)
+            elif isinstance(change.resource, VirtualMachineClass):
+                self._unsettled = set(self.follower.resources[VirtualMachine.kind_name])
             elif isinstance(change.resource, VirtualMachineOperation):
                 key = change.resource.key
+                self._unsettled.add(Key(change.resource.vm_key))
                 present = self.follower.get(VirtualMachineOperation, key)
                 if present is not None and present.is_open:
                     self._open.add(key)
@@ -163,6 +190,15 @@ class Herd:
 
 def _waits_for(ending: VirtualMachineOperation) -> str:
     return f"waits for the end of operation {ending.name}, which it superseded"
+
+
+def _whereabouts(vm: VirtualMachine, operation: VirtualMachineOperation | None) -> tuple[str, ...]:
+    """Name the nodes on which a VM takes room: its own, and the one that it is moving to."""
+    if not vm.status.node_name or not vm.status.phase.occupies_node:
+        return ()
+    grant = operation.status.grant if operation is not None else None
+    target = grant.target if grant is not None and grant.action is Action.MIGRATE else ""
+    return tuple(dict.fromkeys(node for node in (vm.status.node_name, vm.status.elsewhere, target) if node))
 
 
 def node_capacity(store: Store, node: Node) -> tuple[int, int]:

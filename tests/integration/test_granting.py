@@ -273,7 +273,7 @@ class TestRefusals:
         operation = stage.evict("a")
         assert stage.grant() == []
         waiting = stage.operation(operation)
-        assert waiting.message == "0/3 nodes: 1 where it runs, 2 with less than 20544 MiB memory free"
+        assert waiting.message == "0/3 nodes: 2 short of 20544 MiB memory, 1 where it runs"
         assert waiting.status.unschedulable_since is not None
         version = stage.store.version()
         stage.grant()

@@ -15,6 +15,7 @@ from orchestrator.planner.placement import (
     refusal,
     start_demand,
 )
+from orchestrator.planner.rules import Whereabouts
 from orchestrator.planner.snapshot import NodeState
 from orchestrator.resources import ObjectMeta, VmPhase, parse
 from orchestrator.resources.cpu import DEFAULT_CPU, CpuRequest
@@ -37,7 +38,10 @@ IN_ZONE = parse(
 
 
 def a_demand(**more: Any) -> Demand:
-    return Demand(**{"memory_mib": 1088, "cpu_millicores": 1000, "labels": {}, **more})
+    """A demand; `labels`, `class_labels` and `tolerations` are of its whereabouts."""
+    parts = {name: more.pop(name) for name in ("labels", "class_labels", "tolerations", "affinity") if name in more}
+    where = Whereabouts(**{"labels": {}, **parts})
+    return Demand(**{"memory_mib": 1088, "cpu_millicores": 1000, "where": where, **more})
 
 
 def nodes(*states: NodeState) -> dict[str, NodeState]:
@@ -60,15 +64,11 @@ def nodes(*states: NodeState) -> dict[str, NodeState]:
         pytest.param({"labels": {"zone": "a"}}, {"labels": {"zone": "a"}}, "", id="label there"),
         pytest.param({}, {"labels": {"b": "2", "a": "1"}}, "without label a=1, b=2", id="labels in order"),
         pytest.param({"memory_mib": 1088}, {}, "", id="memory just enough"),
-        pytest.param({"memory_mib": 1087}, {}, "with less than 1088 MiB memory free", id="memory short"),
-        pytest.param(
-            {"memory_mib": 2000, "memory_used_mib": 1000}, {}, "with less than 1088 MiB memory free", id="memory used"
-        ),
+        pytest.param({"memory_mib": 1087}, {}, "short of 1088 MiB memory", id="memory short"),
+        pytest.param({"memory_mib": 2000, "memory_used_mib": 1000}, {}, "short of 1088 MiB memory", id="memory used"),
         pytest.param({"cpu": 1000}, {}, "", id="CPU just enough"),
-        pytest.param({"cpu": 999}, {}, "with less than 1000 millicores CPU free", id="CPU short"),
-        pytest.param(
-            {"cpu_used_millicores": 7001}, {}, "with less than 1000 millicores CPU free", id="CPU reserved already"
-        ),
+        pytest.param({"cpu": 999}, {}, "short of 1000 millicores CPU", id="CPU short"),
+        pytest.param({"cpu_used_millicores": 7001}, {}, "short of 1000 millicores CPU", id="CPU reserved already"),
         pytest.param({"outbound": 1, "inbound": 5}, {}, "", id="slots are not placement"),
     ],
 )
@@ -104,7 +104,7 @@ def test_the_explanation_counts_reasons() -> None:
         a_demand(exclude={"n1": "where it runs"}),
     )
     assert choice.node is None
-    assert choice.explain() == "0/4 nodes: 1 cordoned, 1 where it runs, 2 with less than 1088 MiB memory free"
+    assert choice.explain() == "0/4 nodes: 1 cordoned, 2 short of 1088 MiB memory, 1 where it runs"
 
 
 def test_without_a_node_there_is_nothing_to_count() -> None:
@@ -160,8 +160,10 @@ class TestClassesAndTaints:
             pytest.param({"taints": TAINTED}, {}, "with taint dedicated=db:NoSchedule", id="tainted"),
             pytest.param({"taints": TAINTED}, {"tolerations": (TOLERANT,)}, "", id="tolerated"),
             pytest.param({"taints": (AVOIDED,)}, {}, "", id="only disliked"),
-            pytest.param({}, {"node_labels": IN_ZONE}, "without label disk=ssd, zone In (a, b)", id="class labels"),
-            pytest.param({"labels": {"zone": "b", "disk": "ssd"}}, {"node_labels": IN_ZONE}, "", id="class labels met"),
+            pytest.param({}, {"class_labels": IN_ZONE}, "without label disk=ssd, zone In (a, b)", id="class labels"),
+            pytest.param(
+                {"labels": {"zone": "b", "disk": "ssd"}}, {"class_labels": IN_ZONE}, "", id="class labels met"
+            ),
             pytest.param({"cpu_": a_cpu("sse2")}, {"cpu": AVX2}, "without CPU features avx2", id="CPU"),
             pytest.param({"cpu_": a_cpu("sse2", "avx2")}, {"cpu": AVX2}, "", id="CPU there"),
             pytest.param({}, {"cpu": AVX2}, "", id="a CPU that was not told is no obstacle"),
@@ -188,7 +190,10 @@ class TestClassesAndTaints:
         vm = a_structured_vm(nodeSelector={"zone": "a", "disk": "ssd"}, virtualMachineClassName="c")
         vm_class = a_class("c", nodeSelector={"matchLabels": {"zone": "b"}}, tolerations=[{"operator": "Exists"}])
         demand = start_demand(vm, vm_class, 64)
-        assert (dict(demand.labels), dict(demand.node_labels.match_labels)) == ({"disk": "ssd"}, {"zone": "b"})
+        assert (dict(demand.where.labels), dict(demand.where.class_labels.match_labels)) == (
+            {"disk": "ssd"},
+            {"zone": "b"},
+        )
         assert refusal(a_node_state("n1", labels={"zone": "b", "disk": "ssd"}, taints=TAINTED), demand) == ""
         assert refusal(a_node_state("n1", labels={"zone": "a", "disk": "ssd"}), demand) == "without label zone=b"
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.planner.migration import Decision, Fail, Go, Wait, plan_grants
 from orchestrator.planner.placement import Demand, refusal
+from orchestrator.planner.rules import Whereabouts
 from orchestrator.planner.snapshot import Limits, NodeState, Snapshot
 from orchestrator.resources import Key, OperationType, Reason, VmPhase
 from orchestrator.resources.vmop import MigrateTo
@@ -88,9 +89,7 @@ class TestOneOperation:
                 "someone else moves it",
                 id="busy",
             ),
-            pytest.param(
-                {"memory": "1Ti"}, {}, {}, Reason.TARGET_UNSCHEDULABLE, "0/3 nodes: 1 where it runs", id="big"
-            ),
+            pytest.param({"memory": "1Ti"}, {}, {}, Reason.TARGET_UNSCHEDULABLE, "0/3 nodes: 2 short of", id="big"),
             pytest.param({}, {}, {"migrating": 3}, Reason.MIGRATION_PENDING, "one of the herd's", id="cap"),
             pytest.param(
                 {"phase": VmPhase.STOPPING},
@@ -330,7 +329,7 @@ def demand_of(snapshot: Snapshot, decision: Decision) -> Demand:
     return Demand(
         memory_mib=vm.spec.memory_mib + snapshot.memory_overhead_mib,
         cpu_millicores=vm.spec.cpu_millicores,
-        labels=vm.spec.node_selector,
+        where=Whereabouts(vm.spec.node_selector),
         node_name=wanted.node_name if wanted else "",
         exclude={vm.status.node_name: "where it runs"} if is_migration else None,
     )

@@ -1,0 +1,96 @@
+"""What is said of a move: what is wrong, what it does about it, and what was found of the other nodes."""
+
+from collections import Counter
+
+import numpy as np
+
+from orchestrator.planner.table import Table
+
+_NAMED_NODES = 10
+"""In herds of up to so many nodes each is named with its reason; in larger ones they are counted."""
+_ASKED_NODES = 16
+
+
+def load_of(table: Table, node: int) -> str:
+    """Say what a node has reserved, as `93 % of its CPU and 40 % of its memory reserved`."""
+    board = table.board
+    cpu = percent(int(board.cpu_used_millicores[node]), int(board.cpu_millicores[node]))
+    memory = percent(int(board.memory_used_mib[node]), int(board.memory_mib[node]))
+    return f"{cpu} % of its CPU and {memory} % of its memory reserved"
+
+
+def percent(used: int, whole: int) -> int:
+    """Give a share in per cent, rounded up: what is over a threshold never reads as if it met it."""
+    return -(-100 * used // max(whole, 1))
+
+
+def reason_for(table: Table, number: int, target: int) -> str:
+    """Say what a move for load does to both nodes."""
+    board, source = table.board, table.at[number]
+    before = load_of(table, source)
+    table.move(number, target)
+    after, there = load_of(table, source), load_of(table, target)
+    table.move(number, source)
+    return f"node {board.names[source]} has {before}, and then {after}; node {board.names[target]} then has {there}"
+
+
+def considered(table: Table, number: int, *, below_limits: bool) -> str:
+    """Say what was found of the nodes other than a VM's own: `1/3 nodes would do; n2: cordoned, n3: ...`.
+
+    Args:
+        table: As it is before the move.
+        number: The VM.
+        below_limits: Whether the target must stay below the thresholds.
+    """
+    board = table.board
+    others = len(board.names) - 1
+    if others <= _NAMED_NODES:
+        reasons = {
+            board.names[node]: _refusal(table, number, node, below_limits=below_limits)
+            for node in range(len(board.names))
+            if node != table.at[number]
+        }
+        told = ", ".join(f"{name}: {why}" for name, why in reasons.items() if why)
+        fitting = sum(not why for why in reasons.values())
+    else:
+        counts = _counts(table, number, below_limits=below_limits)
+        fitting = counts.pop("", 0)
+        told = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()) if count)
+    return f"{fitting}/{others} nodes would do" + (f"; {told}" if told else "")
+
+
+def _refusal(table: Table, number: int, node: int, *, below_limits: bool) -> str:
+    board, piece = table.board, table.pieces[number]
+    if (why := board.refusal(node, piece.demand)) or (why := table.objection(number, node)):
+        return why
+    if not piece.suited[node]:
+        return "unfit"
+    if below_limits and not table.targets(number, below_limits=True)[node]:
+        return "would be over a threshold"
+    return ""
+
+
+def _counts(table: Table, number: int, *, below_limits: bool) -> Counter[str]:
+    """Count the reasons in a herd of many nodes; the rules between VMs are asked of the first ones only."""
+    board, piece = table.board, table.pieces[number]
+    left = np.ones(len(board.names), dtype=np.bool_)
+    left[table.at[number]] = False
+    counts: Counter[str] = Counter()
+    filters = [
+        ("closed", board.open),
+        ("not suited", piece.suited),
+        ("short of room", board.with_room(piece.demand)),
+    ]
+    if below_limits:
+        filters.append(("that would be over a threshold", table.targets(number, below_limits=True)))
+    for reason, mask in filters:
+        counts[reason] = int((left & ~mask).sum())
+        left &= mask
+    fitting = np.flatnonzero(left).tolist()
+    if piece.is_bound:
+        against = [node for node in fitting[:_ASKED_NODES] if table.objection(number, node)]
+        counts["against a rule"] = len(against)
+        counts[""] = len(fitting) - len(against)
+    else:
+        counts[""] = len(fitting)
+    return counts
