@@ -32,6 +32,7 @@ class Task(StrEnum):
     FAILOVER = "vmherd.failover"
     POWER = "vmherd.power"
     READ_POWER = "vmherd.read-power"
+    POWER_ON = "vmherd.power-on"
     EVICT = "vmherd.evict"
     MIGRATE = "vmherd.migrate"
     NODE_MIGRATE = "node.migrate"

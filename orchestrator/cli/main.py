@@ -61,6 +61,8 @@ COMMANDS = {
     "cordon": Place("nodes", "cordon", "CORDON_EXAMPLE"),
     "uncordon": Place("nodes", "uncordon", "UNCORDON_EXAMPLE"),
     "node": Place("nodes", "node"),
+    "fence": Place("fence", "fence"),
+    "failover": Place("fence", "failover"),
     "adopt": Place("adopt", "adopt", "ADOPT_EXAMPLES"),
     "release": Place("adopt", "release", "RELEASE_EXAMPLES"),
     "run": Place("run", "run"),

@@ -11,7 +11,7 @@ from enum import StrEnum
 from orchestrator.lease import Lease, Membership, Suspicion, Timing
 
 CLOCKS_APART_S = 1.0
-"""Redis's time and a worker's monotonic clock that moved apart by more than this: one of them was set, or stood still."""
+"""Redis's time and a worker's monotonic clock moved apart by more than this: one of them was set, or stood still."""
 LONGEST_GAP_S = 5.0
 """Between two scans of one worker; after a longer one it can't say what it missed."""
 _SLACK_S = 0.05
@@ -38,7 +38,7 @@ class Glance:
 
 
 def interruption(before: Glance | None, now: Glance) -> str:
-    """Say what came between two looks, so that nothing seen before may be counted on (rules 6, 7, 9); empty: nothing."""
+    """Say what came between two looks, so that those before count for nothing (rules 6, 7, 9); empty: nothing."""
     if before is None:
         return "this worker has just begun"
     if now.replication_id != before.replication_id:
@@ -71,7 +71,7 @@ class Watched:
     by_redis_s: float
 
     def is_expired(self, default_ttl: float) -> bool:
-        """Whether it ran out, by both clocks. A pause of this worker or a step of Redis's clock alone does not do it."""
+        """Whether it ran out by both clocks: no pause of this worker and no step of Redis's clock does it alone."""
         ttl = self.lease.timing.lease_ttl if self.lease is not None else default_ttl
         return self.unchanged_s > ttl + _SLACK_S and self.by_redis_s > ttl
 
@@ -168,9 +168,7 @@ def judge(lost: Lost, herd: Circumstances, timing: Timing, margin: float) -> Jud
     return Judgement(Act.FENCE, "LeaseExpired", for_s + common)
 
 
-def correlation(
-    lost: Collection[str], labels: Mapping[str, Mapping[str, str]], keys: Collection[str]
-) -> str:
+def correlation(lost: Collection[str], labels: Mapping[str, Mapping[str, str]], keys: Collection[str]) -> str:
     """Name what all lost members have in common and no other member has: a rack, a switch.
 
     Args:

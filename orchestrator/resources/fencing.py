@@ -1,8 +1,8 @@
 """`NodeFencing`: how one node may be fenced, and what came of it. Its name is the node's.
 
 The spec is a person's: whether, by which BMC, what happens afterwards. The status is one fencing, from the lease that
-ran out to the evidence, and what of the node is kept until it comes back. Nothing of a lost node starts elsewhere before
-`status.evidence` is there; `FenceUnconfirmed` never counts as fenced (docs/adr/0019-fencing.md).
+ran out to the evidence, and what of the node is kept until it comes back. Nothing of a lost node starts elsewhere
+before `status.evidence` is there; `FenceUnconfirmed` never counts as fenced (docs/adr/0019-fencing.md).
 """
 
 from enum import StrEnum
@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from orchestrator.resources.meta import Model, Resource, Timestamp, is_stored, misplaced
 from orchestrator.resources.scheduling import Taint
+from orchestrator.resources.vmop import Order
 
 ENABLED_LABEL = "node-manager.deckhouse.io/fencing-enabled"
 """The platform's label of nodes that may be fenced."""
@@ -145,6 +146,7 @@ class NodeFencingStatus(Model):
         boot_id: Likewise.
         evidence: What is known; never without it is anything of the node started elsewhere.
         kept: Of a node that was removed.
+        orders: By UUID, what the node has to destroy before it is back.
         powered_off: Whether we cut its power, so that `afterwards` applies.
     """
 
@@ -158,6 +160,7 @@ class NodeFencingStatus(Model):
     evidence: Evidence | None = None
     kept: KeptNode | None = None
     powered_off: bool = False
+    orders: dict[str, Order] = Field(default_factory=dict)
 
 
 class NodeFencing(Resource):

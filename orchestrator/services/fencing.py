@@ -1,8 +1,8 @@
 """Fencing a node: what is tried for evidence, what a person says, and what is shown of it.
 
-`run_fencing` is one attempt, in a worker of the fencing queue. The BMC and the watchdog's deadline (`services.liveness`)
-are sought side by side; the first evidence that is committed ends the other. All of it may be run any number of times,
-by several workers: one agent at a time works on a node, and evidence is committed against the fencing as it was read.
+`run_fencing` is one attempt, in a worker of the fencing queue. BMC and watchdog's deadline (`services.liveness`) are
+sought side by side; the first evidence that is committed ends the other. All of it may be run any number of times, by
+several workers: one agent at a time works on a node, and evidence is committed against the fencing as it was read.
 
 What a BMC says counts under the conditions of docs/adr/0019-fencing.md: read back as off; off already, only if it was
 read as on within ten minutes while the lease was fresh; and never while another member, which was there before, fell
@@ -109,8 +109,17 @@ def _of_lease(lease: Lease | None) -> dict[str, object]:
     return {"generation": lease.generation, "sequence": lease.sequence, "boot_id": lease.boot_id}
 
 
-def say_suspect(ctx: Context, name: str, judgement: Judgement, lease: Lease | None) -> None:
-    """Show why a lost node is not fenced, once for each reason. A fencing under way is halted by it."""
+def say_suspect(ctx: Context, name: str, judgement: Judgement, lease: Lease | None, *, is_telling: bool = True) -> None:
+    """Show why a lost node is not fenced, once for each reason. A fencing under way is halted by it.
+
+    Args:
+        ctx: To work with.
+        name: The node's.
+        judgement: Why.
+        lease: That ran out.
+        is_telling: Whether there is an event about it: of a node that runs nothing, nobody need know more than that it
+            is not Ready.
+    """
 
     def change(old: NodeFencing) -> NodeFencing | None:
         status = old.status
@@ -124,7 +133,7 @@ def say_suspect(ctx: Context, name: str, judgement: Judgement, lease: Lease | No
             **_of_lease(lease),
         )
 
-    _change(ctx, name, change, Note("NodeSuspect", judgement.message, warning=True))
+    _change(ctx, name, change, Note("NodeSuspect", judgement.message, warning=True) if is_telling else None)
 
 
 def begin(ctx: Context, name: str, message: str, lease: Lease | None) -> None:
@@ -238,9 +247,7 @@ def _seek(ctx: Context, tools: Tools, name: str, fencing: NodeFencing) -> "_NoEv
     if current is None or not current.status.phase.is_open:
         return "ended meanwhile"
     try:
-        refused = commit_evidence(
-            ctx, current, lease, FenceLevel.BMC, how, powered_off=answer.power is not Power.OFF
-        )
+        refused = commit_evidence(ctx, current, lease, FenceLevel.BMC, how, powered_off=answer.power is not Power.OFF)
     except Conflict:
         return "changed meanwhile"
     return f"no evidence: {refused.check} {refused.detail}" if refused is not None else how
@@ -334,6 +341,18 @@ def _alone(ctx: Context, name: str) -> Iterator[bool]:
             with redis_errors(redis):
                 if redis.get(keys.fencing(name)) == token:
                     redis.delete(keys.fencing(name))
+
+
+def power_on_again(ctx: Context, tools: Tools, name: str) -> str:
+    """Power a node on again that we cut, once: it was recovered, and comes back empty."""
+    taken = _change(ctx, name, lambda old: old.with_status(powered_off=False) if old.status.powered_off else None)
+    if taken is None or taken.spec.bmc is None or taken.status.phase is not FencePhase.RECOVERED:
+        return f"{name}: nothing to do"
+    with _alone(ctx, name) as is_ours:
+        problem = tools.switch.switch(taken.spec.bmc, on=True) if is_ours else "another worker is at it"
+    note = Note("NodePowerOn", problem or "its power was switched on again", warning=bool(problem))
+    _change(ctx, name, lambda old: old.with_status(message=note.message), note)
+    return f"{name}: {note.message}"
 
 
 # --- reading BMCs while all is well -----------------------------------------------------------------------------------

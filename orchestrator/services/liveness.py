@@ -154,9 +154,7 @@ class Liveness:
     def _note_interruption(self, seen: _Seen) -> None:
         why = interruption(self._glance, seen.glance)
         failed_over = self._glance is not None and self._glance.replication_id != seen.glance.replication_id
-        was_redis = self._glance is not None and (
-            failed_over or self._glance.run_id != seen.glance.run_id
-        )
+        was_redis = self._glance is not None and (failed_over or self._glance.run_id != seen.glance.run_id)
         self._glance = seen.glance
         if not why:
             return
@@ -217,14 +215,18 @@ class Liveness:
         name, lease = node.name, watched.lease
         timing = lease.timing if lease is not None else self.ctx.config.timing
         margin = max(timing.margin, self.ctx.config.takeover_margin or 0)
-        judgement = judge(self._lost(node, watched, found, seen), herd, timing, margin)
+        lost = self._lost(node, watched, found, seen)
+        judgement = judge(lost, herd, timing, margin)
         if judgement.act is Act.FENCE and self._is_alive_otherwise(watched):
             message = "its heartbeat is dead, and its agent lives: it is not fenced"
             judgement = Judgement(Act.NOT_READY, "AgentAlive", message)
         is_open = found is not None and found.status.phase.is_open
+        if is_open and judgement.reason == "AfterInterruption":
+            return  # it goes on when its time has come again
         if judgement.act is not Act.FENCE and not (is_open and judgement.reason == "FailoverDisarmed"):
-            if judgement.reason != "WitnessLost":
-                fencing.say_suspect(self.ctx, name, judgement, lease)
+            if not lost.is_witness:
+                is_telling = not (judgement.act is Act.NOT_READY and lost.is_empty)
+                fencing.say_suspect(self.ctx, name, judgement, lease, is_telling=is_telling)
             return
         if not is_open:
             fencing.begin(self.ctx, name, judgement.message, lease)
@@ -238,7 +240,7 @@ class Liveness:
         return Lost(
             watched,
             is_witness=node.spec.witness,
-            is_cordoned=node.spec.unschedulable,
+            is_cordoned=node.spec.unschedulable or node.is_shutting_down,
             is_empty=not self.herd.follower.index.get(keys.claims(node.name)),
             is_enabled=found.is_enabled(labels) if found is not None else is_enabled_by_label(labels),
             disarmed=seen.disarmed.get(keys.DISARMED_ALL, "") or seen.disarmed.get(node.name, ""),

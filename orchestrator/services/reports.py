@@ -183,7 +183,7 @@ def _asked(ctx: Context, batch: Batch, node: str, body: dict[str, Any], at: date
     transition = asked(operation, f" ({message})" if message else "", at)
     put_transition(batch, operation, vm, transition, at)
     put_timers(ctx, batch, transition.operation)
-    return _after_end(ctx, transition.operation) if transition.ended else []
+    return after_end(ctx, transition.operation) if transition.ended else []
 
 
 def _ended(ctx: Context, batch: Batch, node: str, body: dict[str, Any]) -> list[After]:
@@ -213,10 +213,10 @@ def _answer(ctx: Context, batch: Batch, node: str, report: Report, at: datetime)
     new = transition.operation
     if not transition.ended:
         return [lambda: send_orders(ctx, new), lambda: send_grant(ctx, new) if _is_granted(new) else None]
-    return _after_end(ctx, new)
+    return after_end(ctx, new)
 
 
-def _after_end(ctx: Context, operation: VirtualMachineOperation) -> list[After]:
+def after_end(ctx: Context, operation: VirtualMachineOperation) -> list[After]:
     """What is to be done when a grant has ended."""
     return [
         lambda: publish_result(ctx, operation),

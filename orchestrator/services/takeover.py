@@ -1,8 +1,8 @@
 """Evidence is committed here, and nowhere else: the one commit after which a lost node's VMs may start elsewhere.
 
-In one script call (`lua/commit.lua`) it holds that this Redis is the one on record and the herd is not in recovery, and
-that the node's lease is still the one that ran out; then the evidence is written, the boot that it is about may never
-renew again (`taken-over`, rule 4), and its suspicion ends. A renewal that comes a moment earlier voids the evidence; one
+In one script call (`lua/commit.lua`) this Redis is the one on record, the herd is not in recovery, and the node's lease
+is still the one that ran out; then the evidence is written, the boot that it is about may never renew again
+(`taken-over`, rule 4), and its suspicion ends. A renewal that comes a moment earlier voids the evidence; one
 that comes a moment later is refused. For the deadline of a watchdog the script counts the votes itself (rule 7).
 """
 

@@ -74,8 +74,8 @@ checks["redis"] = function(c)
 end
 
 local function lease_of(node)
-  local text = redis.call("GET", "node:{" .. node .. "}:lease")
-  local ok, lease = pcall(cjson.decode, text or "{}")
+  local text = redis.pcall("GET", "node:{" .. node .. "}:lease") -- a node's own key: it may hold anything
+  local ok, lease = pcall(cjson.decode, type(text) == "string" and text or "{}")
   return ok and type(lease) == "table" and lease or {}
 end
 
