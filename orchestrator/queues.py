@@ -12,7 +12,7 @@ CONTROL = "control"
 LIVENESS = "liveness"
 FENCING = "fencing"
 
-TICK_PERIOD_S = {"reconcile": 2, "liveness": 1, "housekeeping": 60, "power": 120}
+TICK_PERIOD_S = {"reconcile": 2, "liveness": 1, "housekeeping": 60, "power": 20}
 """Beat's ticks and their periods, seconds."""
 
 

@@ -76,6 +76,7 @@ class FencingStage:
         self.stage = stage
         self.now_s = 1000.0
         self.switches = Switches()
+        self.hosts = dict(stage.nodes)
         self.beating = set(stage.nodes)
         self.holding = True
         self.listening: set[str] = set()
@@ -106,14 +107,14 @@ class FencingStage:
         values = {"generation": f"g-{name}", "boot_id": f"b-{name}", "created": float(self._sequence)}
         values |= {"address": f"{name}:1", "armed": self.armed, "membership": 1, "suspicions": self._held.get(name, ())}
         lease = a_lease(self._sequence, **{**values, **fields})
-        reply = self.stage.nodes[name].store.renew_lease(lease)
+        reply = self.hosts[name].store.renew_lease(lease)
         self._held[name] = tuple(reply.suspicions.values()) if self.holding else ()
         return lease
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass: those that beat do so, and the leases of the others grow old by Redis's clock too."""
         self.now_s += seconds
-        for name in sorted(self.stage.nodes):
+        for name in sorted(self.hosts):
             if name in self.beating:
                 self.renew(name)
             else:
@@ -135,9 +136,18 @@ class FencingStage:
             self.stage.herd.follower.sync()
 
     def lose(self, name: str) -> None:
-        """A host dies: nothing runs there any more."""
+        """A host dies: nothing runs there any more, and it answers nothing."""
         self.beating.discard(name)
+        self.stage.nodes.pop(name, None)
         self.stage.world.hosts[name].clear()
+
+    def boot(self, name: str) -> None:
+        """It is booted: it renews its lease, reports, and answers."""
+        self.stage.nodes[name] = self.hosts[name]
+        self.renew(name, boot_id="b-next", generation="g-next")
+        self.hosts[name].list_all()
+        self.hosts[name].answer()
+        self.stage.read()
 
     def settle(self) -> None:
         """Bring what waits for the fencing workers."""

@@ -146,6 +146,8 @@ class NodeFencingStatus(Model):
         boot_id: Likewise.
         evidence: What is known; never without it is anything of the node started elsewhere.
         kept: Of a node that was removed.
+        listing_order: Id of the order to list its domains that the node has to answer before it is back: what it
+            reported before the evidence may still be unread.
         orders: By UUID, what the node has to destroy before it is back.
         powered_off: Whether we cut its power, so that `afterwards` applies.
     """
@@ -160,6 +162,7 @@ class NodeFencingStatus(Model):
     evidence: Evidence | None = None
     kept: KeptNode | None = None
     powered_off: bool = False
+    listing_order: str = ""
     orders: dict[str, Order] = Field(default_factory=dict)
 
 

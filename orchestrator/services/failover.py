@@ -113,7 +113,10 @@ def answer_for(ctx: Context, key: str, name: str) -> None:
     if operation is None or order is None:
         return
     batch, at = ctx.store.batch(), ctx.store.now()
-    transition = settling.answered(ctx, batch, operation, vm, name, order.id, Reading(present=False), at)
+    # The evidence is later than all that the node reported.
+    inventory = ctx.store.find(NodeInventory, name)
+    nothing = Reading(present=False, counter=inventory.counter if inventory is not None else 0)
+    transition = settling.answered(ctx, batch, operation, vm, name, order.id, nothing, at)
     _must_hold(ctx, batch, name)
     if transition is None:
         return
@@ -215,7 +218,9 @@ def _finish(ctx: Context, name: str) -> None:
         if fencing is None or fencing.status.phase is not FencePhase.FENCED:
             return
         at, batch = ctx.now(), ctx.store.batch()
-        new = fencing.with_status(phase=FencePhase.RECOVERED, since=at)
+        assert fencing.status.evidence is not None  # noqa: S101 - FENCED has it
+        listing = f"return-{fencing.status.evidence.epoch}"
+        new = fencing.with_status(phase=FencePhase.RECOVERED, since=at, listing_order=listing)
         if ctx.config.remove_lost_nodes and node is not None:
             kept = KeptNode(labels=node.metadata.labels, unschedulable=node.spec.unschedulable, taints=node.spec.taints)
             new = new.with_status(kept=kept)

@@ -37,6 +37,7 @@ log = logger(__name__)
 
 _LOOK_EVERY_S = 0.5
 _READ_BACK_TRIES = 10
+_READ_POWER_AFTER_MS = 120_000
 _CONNECT_S = 2.0
 _PORTS = {"tls": 16_514, "tcp": 16_509}
 BMC_CONTRADICTS = "BmcContradicts"
@@ -359,14 +360,20 @@ def power_on_again(ctx: Context, tools: Tools, name: str) -> str:
 
 
 def read_powers(ctx: Context) -> int:
-    """Have the BMC of each node read; give how many. Not while a node is being fenced: that goes first."""
+    """Have each BMC read that was not read for two minutes; give how many. Not while a node is being fenced."""
     fencings = ctx.store.all(NodeFencing)
     if any(fencing.status.phase.is_open for fencing in fencings):
         return 0
-    with_bmc = [fencing.name for fencing in fencings if fencing.spec.bmc is not None]
-    for name in with_bmc:
+    names = [fencing.name for fencing in fencings if fencing.spec.bmc is not None]
+    with redis_errors(ctx.store.redis):
+        pipe = ctx.store.redis.pipeline(transaction=False)
+        for name in names:
+            pipe.pttl(keys.bmc_on(name))
+        left = cast("list[int]", pipe.execute())
+    due = [name for name, ms in zip(names, left, strict=True) if ms < keys.BMC_ON_TTL_MS - _READ_POWER_AFTER_MS]
+    for name in due:
         ctx.messenger.send(Message(Task.READ_POWER, FENCING, (name,)))
-    return len(with_bmc)
+    return len(due)
 
 
 def read_power(ctx: Context, tools: Tools, name: str) -> str:

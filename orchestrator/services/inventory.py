@@ -111,7 +111,7 @@ def take_listing(ctx: Context, batch: Batch, node: str, report: Report, at: date
 def take_domain(ctx: Context, batch: Batch, node: str, report: Report, at: datetime) -> Seen:
     """Take the report on one domain: a reading, or how it went."""
     old = ctx.store.find(NodeInventory, node)
-    if old is None:
+    if old is None or returning.is_away(ctx, node):
         return Seen()  # no listing yet: it will tell
     body = report.body
     uuid = str(body["uuid"])

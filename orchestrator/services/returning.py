@@ -1,9 +1,12 @@
 """A node that was fenced comes back: it destroys what the control plane lists, and only then is in the herd again.
 
 After a boot it has no domain of ours, as they are transient. One that never went off (a person's word was wrong) may
-have guests that run elsewhere by now: every copy of a lower incarnation than the record's is listed for it, as orders
-to its lifecycle worker. Until a listing shows none of them, it is no node of the herd: nothing starts there, and its boot
+have guests that run elsewhere by now: each copy of a lower incarnation than the record's is listed for it, as orders to
+its lifecycle worker. Until a listing shows none of them, it is no node of the herd: nothing starts there, and its boot
 renews no lease. Then it gets its labels, cordon and taints back, and is watched as any other.
+
+What a node reported before the evidence may still be unread when it is recovered. So only the listing counts that
+answers the order which its recovery put out; everything else that it reports of its domains is dropped until then.
 """
 
 from datetime import datetime
@@ -40,14 +43,17 @@ def admit(ctx: Context, batch: Batch, name: str, body: dict[str, Any], at: datet
     fencing = ctx.store.find(NodeFencing, name)
     if fencing is None or not fencing.status.phase.has_evidence:
         return True, None
-    if fencing.status.phase is not FencePhase.RECOVERED:
+    is_answer = body.get("order") == fencing.status.listing_order
+    if fencing.status.phase is not FencePhase.RECOVERED or not is_answer:
         batch.check("unchanged", NodeFencing.kind_name, name, fencing.version)
-        return False, None  # first its VMs are settled, by the evidence
+        return False, None  # first its VMs are settled; and what it reported before the evidence may come now
     outdated = _outdated(ctx, name, body)
     if outdated:
+        again = f"{fencing.status.listing_order.partition('.')[0]}.{ctx.store.next_epochs(1)[0]}"
+        batch.put(fencing, fencing.with_status(orders=outdated, listing_order=again))
+        batch.wake(name, "listing")
         if outdated.keys() != fencing.status.orders.keys():
             told = f"node {name} is back with {len(outdated)} outdated guests: it destroys them"
-            batch.put(fencing, fencing.with_status(orders=outdated))
             add_notes(batch, (fencing,), (Note("OutdatedGuests", told, warning=True),), at)
         for order in outdated.values():
             ctx.messenger.send(Message(Task.NODE_SETTLE, lifecycle_queue(name), (name, order.id, order.kind.value)))
@@ -65,6 +71,12 @@ def admit(ctx: Context, batch: Batch, name: str, body: dict[str, Any], at: datet
     )
     add_notes(batch, (node,), (Note("NodeReturned", "it was fenced, and is back with its labels and cordon"),), at)
     return True, node
+
+
+def is_away(ctx: Context, name: str) -> bool:
+    """Whether there is evidence about a node, and it is not back yet."""
+    fencing = ctx.store.find(NodeFencing, name)
+    return fencing is not None and fencing.status.phase.has_evidence
 
 
 def _outdated(ctx: Context, name: str, body: dict[str, Any]) -> dict[str, Order]:

@@ -71,10 +71,13 @@ def indexes(resource: Resource | None, memory_overhead_mib: int = 0) -> frozense
                 entries.add(IndexEntry(keys.orders(resource.name), resource.listing_order, LIST_ORDER))
             return frozenset(entries)
         case NodeFencing():
-            return frozenset(
+            entries = {
                 IndexEntry(keys.orders(resource.name), order.id, order.model_dump_json(by_alias=True))
                 for order in resource.status.orders.values()
-            )
+            }
+            if resource.status.listing_order:
+                entries.add(IndexEntry(keys.orders(resource.name), resource.status.listing_order, LIST_ORDER))
+            return frozenset(entries)
         case _:
             return frozenset()
 

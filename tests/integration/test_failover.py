@@ -442,7 +442,12 @@ class TestOpenGrants:
         stage.nodes["n1"].fall_back(grant)
         armed.lose(grant.target)
         until_fenced(armed, grant.target)
-        stage.play(lambda: stage.is_at_rest("a"))
+
+        def is_over() -> bool:
+            recover_node(armed.ctx, stage.herd, grant.target)  # as every reconcile does
+            return stage.is_at_rest("a")
+
+        stage.play(is_over)
         assert grant.target not in stage.world.running(vm.metadata.uid)
 
     def test_a_migration_whose_source_died_waits_for_the_target(self, stage: Stage, armed: FencingStage) -> None:
@@ -508,9 +513,7 @@ class TestReturn:
         until_fenced(armed, "n1")
         stage.play(lambda: stage.is_at_rest("a"))
         assert not armed.has_node("n1")
-        armed.renew("n1", boot_id="b-next", generation="g-next")
-        stage.nodes["n1"].list_all()
-        stage.read()
+        armed.boot("n1")
         node = stage.store.get(Node, "n1")
         assert node.metadata.labels["rack"] == "r1"
         assert node.spec.unschedulable
@@ -526,18 +529,25 @@ class TestReturn:
         herd.lose("n1")
         herd.until_tried("n1")
         confirm(herd.ctx, "n1", "alice")
+        unread = herd.hosts["n1"]
+        unread.domains[vm.metadata.uid] = stale
+        unread.list_all()  # told before, and read after the evidence: it counts for nothing
+        del unread.domains[vm.metadata.uid]
         herd.settle()
+        stage.read()
+        assert not herd.has_node("n1")
         stage.play(lambda: stage.is_at_rest("a"))
+        stage.nodes["n1"] = unread
         stage.nodes["n1"].domains[vm.metadata.uid] = stale
         assert herd.renew("n1").sequence  # refused: what was taken over renews no more
-        stage.nodes["n1"].list_all()
+        stage.nodes["n1"].answer()
         stage.read()
         assert not herd.has_node("n1")
         for message in stage.outbox.take(Task.NODE_SETTLE):
             assert stage.deliver(message)
         assert vm.metadata.uid not in stage.nodes["n1"].domains
         stage.read()
-        stage.nodes["n1"].list_all()
+        stage.nodes["n1"].answer()
         stage.read()
         assert herd.has_node("n1")
         assert stage.store.redis.hlen(keys.orders("n1")) == 0
@@ -549,9 +559,7 @@ class TestReturn:
         armed.lose("n1")
         until_fenced(armed, "n1")
         recover(stage, armed)
-        armed.renew("n1", boot_id="b-next", generation="g-next")
-        stage.nodes["n1"].list_all()
-        stage.read()
+        armed.boot("n1")
         armed.scan(3)
         until_fenced(armed, "n1")
 

@@ -194,9 +194,21 @@ def test_wrong_usage(line: str) -> None:
     assert "Usage: " in done.output
 
 
+GROUPS = {
+    "node": ("enroll", "expel"),
+    "run": (),
+    "fence": ("status", "set", "test", "confirm"),
+    "failover": ("arm", "disarm"),
+}
+
+
 def test_every_command_has_help_with_an_example() -> None:
-    texts = {name: CliRunner().invoke(app, [name, "--help"]).output for name in COMMANDS if name not in {"node", "run"}}
-    texts |= {name: CliRunner().invoke(app, ["node", name, "--help"]).output for name in ("enroll", "expel")}
+    texts = {name: CliRunner().invoke(app, [name, "--help"]).output for name in COMMANDS if name not in GROUPS}
+    texts |= {
+        f"{group} {name}": CliRunner().invoke(app, [group, name, "--help"]).output
+        for group, names in GROUPS.items()
+        for name in names
+    }
     assert [name for name, text in texts.items() if "$ vmherd" not in text] == []
 
 
