@@ -7,31 +7,42 @@ Two plain Celery beats run side by side. Before a tick is sent its number (Redis
 from typing import Any
 
 from celery.beat import ScheduleEntry, Scheduler
+from celery.signals import setup_logging
 
-from orchestrator import queues
+from orchestrator import logs, metrics
 from orchestrator.celery_app import app
 from orchestrator.errors import StoreUnavailable
 from orchestrator.logs import logger
-from orchestrator.queues import TICK_PERIOD_S, Task
+from orchestrator.queues import CONTROL, LIVENESS, TICK_PERIOD_S, Task
 from orchestrator.settings import settings
 from orchestrator.store import keys
 from orchestrator.store.connection import connect, redis_errors
 
 log = logger(__name__)
 
-_QUEUES = {"reconcile": queues.CONTROL, "liveness": queues.LIVENESS, "housekeeping": queues.CONTROL}
-_QUEUES["power"] = queues.FENCING
-_TASKS = {"reconcile": Task.RECONCILE, "liveness": Task.LIVENESS, "housekeeping": Task.HOUSEKEEPING}
-_TASKS["power"] = Task.POWER
+_TASKS = {
+    "reconcile": Task.RECONCILE,
+    "liveness": Task.LIVENESS,
+    "housekeeping": Task.HOUSEKEEPING,
+    "rebalance": Task.REBALANCE,
+    "power": Task.POWER,
+    "capacity": Task.CAPACITY,
+}
 
+app.conf.task_send_sent_event = False  # of ticks: see `tasks`
 app.conf.beat_schedule = {
     name: {
         "task": _TASKS[name].value,
         "schedule": period,
-        "options": {"queue": _QUEUES[name], "expires": 2 * period},
+        "options": {"queue": LIVENESS if name == "liveness" else CONTROL, "expires": 2 * period},
     }
     for name, period in TICK_PERIOD_S.items()
 }
+
+
+@setup_logging.connect
+def _configure(**_: Any) -> None:
+    logs.configure("beat")
 
 
 class OnceScheduler(Scheduler):
@@ -40,6 +51,8 @@ class OnceScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._redis = connect(settings().redis_url.get_secret_value(), timeout_s=2.0, retries=0)
         super().__init__(*args, **kwargs)
+        if not kwargs.get("lazy"):
+            metrics.serve("beat")
 
     def apply_async(self, entry: ScheduleEntry, *args: Any, **kwargs: Any) -> Any:
         """Send a tick, unless another beat has sent it."""
@@ -54,10 +67,13 @@ class OnceScheduler(Scheduler):
             with redis_errors(self._redis):
                 seconds, _ = self._redis.time()
                 key = keys.tick(name, seconds // period)
-                return bool(self._redis.set(key, "1", nx=True, ex=10 * period))
+                is_ours = bool(self._redis.set(key, "1", nx=True, ex=10 * period))
         except StoreUnavailable as error:
+            metrics.TICKS.labels(name, "failed").inc()
             log.warning("tick not sent", tick=name, error=str(error))
             return False
+        metrics.TICKS.labels(name, "sent" if is_ours else "other").inc()
+        return is_ours
 
 
 __all__ = ["OnceScheduler", "app"]

@@ -2,7 +2,7 @@
 
 from orchestrator import Cluster
 
-cluster = Cluster()                      # VMHERD_REDIS_URL, or Cluster("redis://...")
+cluster = Cluster()                      # VMHERD_SERVER and VMHERD_TOKEN, or VMHERD_REDIS_URL
 op = cluster.evict("linux-vm")
 for progress in op.progress():
     print(progress.percent, progress.message)
@@ -16,11 +16,17 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from orchestrator.celery_app import CeleryMessenger, make_app
+from orchestrator.client import Client, Scope
+from orchestrator.client.local import LocalClient
+from orchestrator.client.place import find_place
+from orchestrator.client.remote import RemoteClient
 from orchestrator.errors import NotFound, Refused, VersionExpired, WaitTimeout
 from orchestrator.planner.adoption import Planned
+from orchestrator.planner.drain import DrainPlan
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
     Node,
+    NodeDrain,
     OperationPhase,
     OperationType,
     Resource,
@@ -30,14 +36,18 @@ from orchestrator.resources import (
     find_condition,
     make_key,
 )
+from orchestrator.resources.drain import DrainSpec
 from orchestrator.resources.vmop import MigrateTo
-from orchestrator.services import adoption, nodes, operations
+from orchestrator.services import adoption, drain_plans, drains, manifests, operations
 from orchestrator.services.adoption_orders import ADOPTING, RELEASING
 from orchestrator.services.context import Context
 from orchestrator.settings import settings
-from orchestrator.store import Change, ChangeType, Store
+from orchestrator.store import ChangeType, Store
 
 R = TypeVar("R", bound=Resource)
+
+_PATIENCE_S = 30.0
+"""A server of the API that is restarted is back within this time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +94,7 @@ class Operation:
         Raises:
             NotFound: It was deleted.
         """
-        self.resource = self._cluster.store.get(VirtualMachineOperation, self.resource.key)
+        self.resource = self._cluster.client.get(VirtualMachineOperation, self.resource.key)
         return self
 
     def wait(self, timeout: float | None = None) -> "Operation":
@@ -134,7 +144,7 @@ class Operation:
             Itself: Failed with reason Aborted (the VM runs on at its source), or Completed (it was too late).
         """
         try:
-            self.resource = operations.delete_operation(self._cluster.context, self.resource.key)
+            self.resource = self._cluster.client.delete(VirtualMachineOperation, self.resource.key)
         except NotFound:
             return self
         if self.resource.status.grant is None:
@@ -150,18 +160,46 @@ class Operation:
 
 
 class Cluster:
-    """A herd.
+    """A herd, through its API or on its Redis.
+
+    Through the API it has a token's rights, and a server that is away for some seconds is waited for by `wait` and
+    `progress`. `adopt` and `release` work on Redis only.
 
     Args:
-        url: Of its Redis; by default `VMHERD_REDIS_URL`.
+        url: Of its API (`https://host:port`; the token and the CA are as the settings say) or of its Redis
+            (`redis://...`). By default `VMHERD_SERVER`, or `VMHERD_KUBECONFIG`, or else `VMHERD_REDIS_URL`.
         namespace: The project that names refer to.
+
+    Attributes:
+        client: All that it does goes through this.
+
+    Raises:
+        Invalid: The settings can't be used.
     """
 
     def __init__(self, url: str | None = None, namespace: str = DEFAULT_NAMESPACE) -> None:
         self.namespace = namespace
-        address = url or settings().redis_url.get_secret_value()
-        self.store = Store.open(address)
-        self.context = Context(self.store, CeleryMessenger(make_app("vmherd-client", url=address)))
+        self.client: Client = _open(url)
+
+    @property
+    def store(self) -> Store:
+        """Its Redis.
+
+        Raises:
+            Refused: It works through the API.
+        """
+        return self.context.store
+
+    @property
+    def context(self) -> Context:
+        """What services work with.
+
+        Raises:
+            Refused: It works through the API.
+        """
+        if not isinstance(self.client, LocalClient):
+            raise Refused("that works on Redis itself, and this Cluster goes through the API: give it Redis's URL")
+        return self.client.context
 
     def __enter__(self) -> "Cluster":
         """Use it, and close it at the end."""
@@ -173,7 +211,7 @@ class Cluster:
 
     def close(self) -> None:
         """Close its connections."""
-        self.store.close()
+        self.client.close()
 
     def evict(self, vm: str, *, force: bool | None = None) -> Operation:
         """Move a VM to another node of the planner's choice; returns at once.
@@ -216,43 +254,81 @@ class Cluster:
         Raises:
             NotFound: No such VM.
         """
-        return operations.delete_vm(self.context, make_key(vm, self.namespace))
+        return self.client.delete(VirtualMachine, make_key(vm, self.namespace))
 
-    def create(self, manifest: dict[str, Any]) -> operations.Creatable:
+    def create(self, manifest: dict[str, Any]) -> manifests.Creatable:
         """Create a resource from a manifest."""
-        return operations.create_manifest(self.context, manifest, "")
+        return self.client.create(manifests.read_manifest(manifest, ""))
 
     def operation(self, name: str) -> Operation:
         """Give a handle on an operation."""
-        return Operation(self, self.store.get(VirtualMachineOperation, make_key(name, self.namespace)))
+        return Operation(self, self.client.get(VirtualMachineOperation, make_key(name, self.namespace)))
 
     def vm(self, name: str) -> VirtualMachine:
         """Read a VM."""
-        return self.store.get(VirtualMachine, make_key(name, self.namespace))
+        return self.client.get(VirtualMachine, make_key(name, self.namespace))
 
     def vms(self) -> list[VirtualMachine]:
         """Read all VMs of the namespace, by name."""
-        return self.store.all(VirtualMachine, self.namespace)
+        return self.client.all(VirtualMachine, self.namespace)
 
     def operations(self) -> list[VirtualMachineOperation]:
         """Read all operations of the namespace, by name."""
-        return self.store.all(VirtualMachineOperation, self.namespace)
+        return self.client.all(VirtualMachineOperation, self.namespace)
 
     def node(self, name: str) -> Node:
         """Read a node."""
-        return self.store.get(Node, name)
+        return self.client.get(Node, name)
 
     def nodes(self) -> list[Node]:
         """Read all nodes, by name."""
-        return self.store.all(Node)
+        return self.client.all(Node)
 
     def cordon(self, node: str) -> bool:
         """Let no VM start or land on a node; tells whether that is new."""
-        return nodes.set_unschedulable(self.context, node, unschedulable=True)
+        return self.client.set_unschedulable(node, unschedulable=True)
 
-    def uncordon(self, node: str) -> bool:
-        """Let VMs start and land on a node again; tells whether that is new."""
-        return nodes.set_unschedulable(self.context, node, unschedulable=False)
+    def uncordon(self, node: str, *, bring_back: bool | None = None) -> bool:
+        """Let VMs start and land on a node again; tells whether that is new.
+
+        Args:
+            node: Its name.
+            bring_back: Whether what its last drain moved comes home; None leaves that to the settings.
+        """
+        return self.client.set_unschedulable(node, unschedulable=False, bring_back=bring_back)
+
+    def drain(
+        self,
+        node: str,
+        *,
+        selector: str = "",
+        timeout: float | None = None,
+        partial: bool = False,
+        requested_by: str = "Python",
+    ) -> NodeDrain:
+        """Have a node emptied by the control plane; returns at once. `follow` the result to see how far it is.
+
+        Args:
+            node: Its name.
+            selector: Labels of the VMs that are to leave; empty: all.
+            timeout: Seconds after which it has failed; None: never.
+            partial: Though the rest of the herd has no place for some of them.
+            requested_by: For people.
+
+        Raises:
+            NotFound: No such node.
+            Refused: Some VMs would have no place: says which, and why. Nothing was begun.
+        """
+        spec = DrainSpec(requested_by=requested_by, selector=selector, timeout_s=timeout or 0)
+        return drain_plans.begin_checked(self.context, [node], spec, partial=partial)[0]
+
+    def plan_drain(self, *names: str, selector: str = "") -> DrainPlan:
+        """Say where each VM of some nodes would go, in which order, how long that takes, and what has no place."""
+        return drain_plans.plan(self.context, names, DrainSpec(selector=selector))
+
+    def stop_drain(self, node: str, why: str = "stopped from Python") -> NodeDrain:
+        """End a drain: what has not begun is dropped, what has goes on; the node stays cordoned."""
+        return drains.cancel(self.context, node, why)
 
     def adopt(
         self,
@@ -333,41 +409,42 @@ class Cluster:
             It as it is now and after each change; None once, at the end, when it was deleted.
             Ends at the deadline (of `time.monotonic`).
         """
-        version = self.store.version()
-        current = self.store.find(type(resource), resource.key)
+        scope = Scope((type(resource),), resource.metadata.namespace or None, resource.name)
+        loaded = self.client.read(scope)
+        current = loaded.resources[resource.kind_name].get(resource.key)
         if current is None:
-            current = self.store.last_of(resource)
-            if current is not None:
-                yield current
+            last = self.client.last_of(resource)
+            if last is not None:
+                yield last
             yield None
             return
-        yield current
-        while deadline is None or time.monotonic() < deadline:
-            left = 1.0 if deadline is None else max(0.001, min(1.0, deadline - time.monotonic()))
-            try:
-                changes = self.store.changes(version, max(1, int(left * 1000)))
-            except VersionExpired:  # Redis was restarted, or we were away for long: look, and go on from there
-                yield from self.follow(resource, deadline)
-                return
-            for change in changes:
-                version = change.version
-                if not _is_about(change, resource):
+        yield current  # type: ignore[misc]
+        try:
+            for change in self.client.watch(scope, loaded.version, deadline):
+                if change is None:
                     continue
+                yield change.resource  # type: ignore[misc]
                 if change.type is ChangeType.DELETED:
-                    yield change.resource  # type: ignore[misc]
                     yield None
                     return
-                yield change.resource  # type: ignore[misc]
+        except VersionExpired:  # Redis was restarted, or we were away for long: look, and go on from there
+            yield from self.follow(resource, deadline)
 
     def _create(
         self, vm: str, kind: OperationType, to: MigrateTo | None = None, *, force: bool | None = None
     ) -> Operation:
         wanted = operations.new_operation(vm, kind, self.namespace, to, force=force)
-        return Operation(self, operations.create_operation(self.context, wanted))
+        return Operation(self, self.client.create(wanted))
 
 
-def _is_about(change: Change, resource: Resource) -> bool:
-    return change.resource.kind_name == resource.kind_name and change.resource.key == resource.key
+def _open(url: str | None) -> Client:
+    config = settings()
+    is_redis = url is not None and not url.startswith(("http:", "https:"))
+    place = None if is_redis else find_place(config, url or "")
+    if place is not None:
+        return RemoteClient(place, patience_s=_PATIENCE_S)
+    address = url or config.redis_url.get_secret_value()
+    return LocalClient(Context(Store.open(address), CeleryMessenger(make_app("vmherd-client", url=address))))
 
 
 __all__ = ["Cluster", "Operation", "Progress"]

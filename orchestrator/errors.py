@@ -60,6 +60,16 @@ class Refused(VmherdError):
     reason = "Forbidden"
 
 
+class Forbidden(Refused):
+    """Whoever asks has not the right to that; another token may have."""
+
+
+class Unauthorized(VmherdError):
+    """Who asks is not known: no token, or one that is wrong, revoked or out of date."""
+
+    reason = "Unauthorized"
+
+
 class StoreUnavailable(VmherdError):
     """Redis does not answer, or refuses us."""
 

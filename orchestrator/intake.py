@@ -7,11 +7,13 @@ intake that lost the race reads the cursors again. It waits on all streams at on
 import json
 import signal
 import threading
+from datetime import datetime
 from types import FrameType
 from typing import Any, cast
 
 from orchestrator.errors import Conflict, StoreUnavailable
 from orchestrator.logs import logger
+from orchestrator.metrics import REPORTS, REPORTS_LOST
 from orchestrator.resources import Node
 from orchestrator.services.context import Context
 from orchestrator.services.reports import take_report
@@ -63,7 +65,9 @@ class Intake:
             cursors = cast("dict[str, str]", redis.hgetall(keys.CURSORS))
             wanted = {keys.reports(node): cursors.get(node, "0-0") for node in sorted(self._nodes)}
             answer = redis.xread(wanted, count=_BATCH, block=_BLOCK_MS)  # type: ignore[arg-type]
-        taken = 0
+        if not answer:
+            return 0
+        at, taken = self.ctx.store.now(), 0
         for stream, entries in read_streams(answer):
             node = stream[len("node:{") : stream.index("}")]
             cursor = cursors.get(node, "")
@@ -72,25 +76,25 @@ class Intake:
                 if cursor and number != int(cursor.partition("-")[0]) + 1:
                     # The stream is bounded: older reports were dropped. The node's next listing makes up for them.
                     log.warning("reports were lost", node=node, after=cursor, before=entry_id)
-                if not self._take(node, number, fields, cursor):
+                    REPORTS_LOST.inc()
+                if not self._take(node, number, fields, cursor, at):
                     break  # another intake is at this stream
                 cursor = entry_id
                 taken += 1
-            if taken:
-                with redis_errors(redis):
-                    redis.xtrim(keys.reports(node), minid=cursor or "0-0", approximate=True)
+                REPORTS.labels("taken").inc()
         return taken
 
-    def _take(self, node: str, number: int, fields: dict[str, str], cursor: str) -> bool:
+    def _take(self, node: str, number: int, fields: dict[str, str], cursor: str, at: datetime) -> bool:
         try:
             report = Report(number, fields["kind"], _read_body(fields["body"]))
-            return take_report(self.ctx, node, report, cursor)
+            return take_report(self.ctx, node, report, cursor, at)
         except (StoreUnavailable, Conflict):
             raise
         except Exception as error:  # noqa: BLE001 - one node's report must not end the intake of all
             # A node can write anything into its own stream. What can't be read is dropped, and said.
             log.error("unreadable report dropped", node=node, number=number, error=repr(error))
-            return take_report(self.ctx, node, Report(number, "Unreadable", {}), cursor)
+            REPORTS.labels("unreadable").inc()
+            return take_report(self.ctx, node, Report(number, "Unreadable", {}), cursor, at)
 
     def _find_nodes(self) -> None:
         """Learn of nodes: those registered, and those enrolled that have not reported yet."""

@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     Attributes:
         redis_url: Where Redis is: `redis://[user:password@]host:port/db`, `rediss://` or `unix://...?db=0`.
         node: This node's name; only on nodes.
-        worker_role: `migrate` or `lifecycle`; set by `vmherd run worker`.
+        worker_role: What a Celery worker is; set by `vmherd run`.
         libvirt_uri: This host's hypervisor; only on nodes.
         assume_shared_storage: Migrate disks whose file system libvirt does not know as shared; only on nodes. On
             only where every image lies on storage that all nodes share: on any other, a guest is lost.
@@ -99,20 +99,46 @@ class Settings(BaseSettings):
         resend_after: A granted operation that its node has not reported by then is sent again.
         ask_again_after: A question that was not answered by then is asked again.
         unschedulable_after: A person's operation for which no node fits fails after this long.
+        bring_back: Whether uncordoning a node moves home what its drain moved.
+        firmware_update: Move VMs that run on an outdated QEMU to nodes with the newest, once half of the nodes have it.
         retry_limit: Attempts at one migration before it fails for good.
         log_format: `console`, `json` or `auto` (console on a terminal).
         log_level: Of the standard library's names.
+        metrics_address: Where each process's listener for Prometheus is, for example `127.0.0.1`; empty: there is none.
+            Plain HTTP, for whoever reaches it (ADR 0021).
+        metrics_port: Its port; 0: the one of that kind of process (`metrics.PORTS`).
         flower_password: Of user `vmherd` in Flower. Without one Flower doesn't start.
         flower_password_file: A file that holds it.
         flower_address: Where Flower listens; loopback, since it speaks plain HTTP.
         flower_port: Its port.
+        api_address: Where the API listens; loopback unless others are to reach it.
+        api_port: Its port.
+        api_tls: Serve it by TLS. Off only behind something that does, or on loopback: tokens go over the wire.
+        api_history: So many changes are kept in the memory of each server, to answer for versions of the past.
+        api_body_mib: The largest request, MiB.
+        api_request_timeout: A request that is no watch is given up after so many seconds.
+        api_watches_per_client: Watches that one token may have open at one server.
+        api_requests_per_client: Other requests of one token that one server works on at a time.
+        api_watch_queue: So many changes may wait for a watch's client; one that reads more slowly has to list again.
+        server: Where commands and `Cluster` find the API: `https://host:port`. Empty: they work on Redis itself.
+        token: Who they are to the API.
+        token_file: A file that holds it.
+        ca_file: The CA's certificate by which they know the API; without one, the system's CAs count.
+        kubeconfig: A kubeconfig file, from whose current context all four are taken that are not given.
+        audit_log: Where the API writes its audit log: a file, `-` for standard output, or empty for no lines.
+        audit_reads: Whether reads stand in it too, besides changes and refusals.
+        tls_dir: Where the API keeps its CA and its certificate; of the API's user alone.
+        tls_names: Names and addresses under which clients reach the API, besides this host's own, with commas between.
+        tls_cert_file: A certificate (with its chain) of your own, in place of one of the generated CA.
+        tls_key_file: Its key.
+        tls_ca_file: The CA's certificate that goes with it; `vmherd kubeconfig` puts it into what it writes.
     """
 
     model_config = SettingsConfigDict(env_prefix="VMHERD_", frozen=True, extra="ignore")
 
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     node: str = ""
-    worker_role: str = Field("migrate", pattern="^(migrate|lifecycle)$")
+    worker_role: str = Field("migrate", pattern="^(migrate|lifecycle|control|liveness|fencing)$")
     libvirt_uri: str = "qemu:///system"
     assume_shared_storage: bool = False
     domain_type: str = Field("auto", pattern="^(auto|kvm|qemu)$")
@@ -161,13 +187,38 @@ class Settings(BaseSettings):
     ask_again_after: Seconds = 2
     unschedulable_after: Seconds = 300
     retry_limit: int = Field(5, ge=1)
+    bring_back: bool = False
+    firmware_update: bool = True
 
     log_format: str = Field("auto", pattern="^(auto|console|json)$")
     log_level: str = "INFO"
+    metrics_address: str = ""
+    metrics_port: int = Field(0, ge=0, le=65535)
     flower_password: SecretStr = SecretStr("")
     flower_password_file: Path | None = None
     flower_address: str = "127.0.0.1"
     flower_port: int = 5555
+    api_address: str = "127.0.0.1"
+    api_port: int = Field(8080, ge=0, le=65_535)
+    api_tls: bool = True
+    api_history: int = Field(10_000, ge=100, le=1_000_000)
+    api_body_mib: float = Field(1, gt=0, le=64)
+    api_request_timeout: Seconds = 60
+    api_watches_per_client: int = Field(100, ge=1)
+    api_requests_per_client: int = Field(100, ge=1)
+    api_watch_queue: int = Field(1_000, ge=10)
+    server: str = ""
+    token: SecretStr = SecretStr("")
+    token_file: Path | None = None
+    ca_file: Path | None = None
+    kubeconfig: Path | None = None
+    audit_log: str = ""
+    audit_reads: bool = False
+    tls_dir: Path = Path("/var/lib/vmherd/tls")
+    tls_names: str = ""
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    tls_ca_file: Path | None = None
 
     @model_validator(mode="after")
     def _check_intervals(self) -> Self:
@@ -179,6 +230,8 @@ class Settings(BaseSettings):
             raise ValueError("VMHERD_GRANT_TTL must be at least 3 seconds: progress renews a grant once a second")
         if 0 < self.dirty_rate_sample < _LEAST_SAMPLE_S:
             raise ValueError("VMHERD_DIRTY_RATE_SAMPLE must be 0 (never) or 0.5 to 10 seconds")
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("VMHERD_TLS_CERT_FILE and VMHERD_TLS_KEY_FILE go together")
         return self
 
     @property

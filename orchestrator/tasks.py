@@ -5,6 +5,9 @@
     from orchestrator.tasks import evict
     evict.delay("linux-vm").get(timeout=600)   # {"phase": "Completed", "node": "h2", ...}
 
+Ticks tell Flower nothing: a tick each second would leave no room in its list for what people asked for. That they run
+is in the metrics (`vmherd_task_ended_timestamp_seconds`).
+
 The process-wide objects (store, the herd's copy in memory) are made at the first task, after any fork.
 """
 
@@ -21,10 +24,12 @@ from orchestrator.logs import logger
 from orchestrator.queues import CONTROL, FENCING, LIVENESS, Task
 from orchestrator.resources import DEFAULT_NAMESPACE, OperationType
 from orchestrator.resources.vmop import CELERY_TASK_ANNOTATION, MigrateTo
+from orchestrator.services import capacity, rebalancing
 from orchestrator.services.agents import AgentWatch
 from orchestrator.services.context import Context
 from orchestrator.services.failover import recover_node
 from orchestrator.services.fencing import Tools, default_tools, power_on_again, read_power, read_powers, run_fencing
+from orchestrator.services.firmware import keep_firmware
 from orchestrator.services.granting import grant_pending
 from orchestrator.services.herd import Herd
 from orchestrator.services.housekeeping import remove_old_events, remove_old_operations
@@ -67,7 +72,7 @@ def grant() -> int:
         return 0
 
 
-@app.task(name=Task.RECONCILE.value, queue=CONTROL)
+@app.task(name=Task.RECONCILE.value, queue=CONTROL, send_events=False)
 def reconcile() -> None:
     """Send again, ask again, settle what is suspect."""
     try:
@@ -76,17 +81,38 @@ def reconcile() -> None:
         log.warning("reconcile: no store", error=str(error))
 
 
-@app.task(name=Task.HOUSEKEEPING.value, queue=CONTROL)
+@app.task(name=Task.HOUSEKEEPING.value, queue=CONTROL, send_events=False)
 def housekeeping() -> int:
-    """Remove what has had its time."""
+    """Remove what has had its time; look whether VMs run on outdated hypervisors."""
     try:
+        keep_firmware(context(), herd())
         return remove_old_events(context()) + remove_old_operations(context())
     except StoreUnavailable as error:
         log.warning("housekeeping: no store", error=str(error))
         return 0
 
 
-@app.task(name=Task.LIVENESS.value, queue=LIVENESS)
+@app.task(name=Task.REBALANCE.value, queue=CONTROL, send_events=False)
+def rebalance() -> int:
+    """Move VMs to where they may be, and off nodes with too much reserved, if a scan is due."""
+    try:
+        return rebalancing.scan(context(), herd())
+    except StoreUnavailable as error:
+        log.warning("rebalance: no store", error=str(error))
+        return 0
+
+
+@app.task(name=Task.CAPACITY.value, queue=CONTROL, send_events=False)
+def capacity_watch() -> int:
+    """See which nodes the herd could not lose now."""
+    try:
+        return capacity.watch(context(), herd())
+    except StoreUnavailable as error:
+        log.warning("capacity: no store", error=str(error))
+        return 0
+
+
+@app.task(name=Task.LIVENESS.value, queue=LIVENESS, send_events=False)
 def liveness() -> None:
     """Read the leases, and agents' signs of life."""
     try:

@@ -267,7 +267,7 @@ def a_reading(state: str = "", *, job: bool = False, **more: Any) -> Reading:
 def seen(state: str, counter: int = 10, *, vm: str = "linux-vm", **more: Any) -> SeenDomain:
     """A domain as its host reported it."""
     fields = {"name": f"default.{vm}", "vm": f"default/{vm}", "incarnation": 1, "memory_mib": 1024, "vcpus": 1}
-    return SeenDomain(**{**fields, "state": state, "counter": counter, **more})
+    return SeenDomain(**{**fields, "state": state, "counter": counter, "began": counter, **more})
 
 
 def an_inventory(node: str, domains: dict[str, SeenDomain] | None = None, counter: int = 10) -> NodeInventory:

@@ -143,10 +143,11 @@ class FakeNode:
         }
         return self.store.report("Listing", body)
 
-    def tell(self, uuid: str, detail: str = "", reason: str = "") -> int:
+    def tell(self, uuid: str, detail: str = "", reason: str = "", began: int | None = None) -> int:
         """Report one domain, or how it went."""
         if uuid in self.domains:
-            return self.store.report("Domain", {"uuid": uuid, "domain": self.describe(uuid)})
+            began = self.store.counter() if began is None else began
+            return self.store.report("Domain", {"uuid": uuid, "domain": self.describe(uuid), "began": began})
         self.told.pop(uuid, None)
         return self.store.report("Domain", {"uuid": uuid, "domain": None, "detail": detail, "reason": reason})
 
@@ -355,7 +356,7 @@ class Stage:
         )
         for entry_id, fields in found:
             report = Report(int(entry_id.partition("-")[0]), fields["kind"], json.loads(fields["body"]))
-            assert take_report(self.ctx, node, report, cursor)
+            assert take_report(self.ctx, node, report, cursor, self.ctx.store.now())
         return bool(found)
 
     def unread(self) -> bool:

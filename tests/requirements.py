@@ -1,7 +1,9 @@
 """What a test needs of the machine. A lack is an error in CI, and a skip with its reason on a person's machine."""
 
 import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import NoReturn
 
@@ -44,3 +46,16 @@ def need_root(what: str) -> None:
     """
     if os.geteuid() != 0:
         lacking(f"not root, which {what} need")
+
+
+def need_kubectl() -> Path:
+    """Find kubectl, 1.27 or newer."""
+    path = shutil.which("kubectl")
+    where = "get one of 1.27 or newer from https://kubernetes.io/docs/tasks/tools/ and put it on PATH"
+    if path is None:
+        lacking(f"no program kubectl: {where}")
+    said = subprocess.run([path, "version", "--client", "-o", "json"], capture_output=True, text=True, check=False)
+    found = re.search(r'"gitVersion": *"v(\d+)\.(\d+)', said.stdout)
+    if found is None or (int(found[1]), int(found[2])) < (1, 27):
+        lacking(f"{path} is {found[0] if found else 'of an unknown version'}: {where}")
+    return Path(path)

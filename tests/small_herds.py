@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.planner.snapshot import Snapshot
 from orchestrator.resources import Key
-from orchestrator.resources.scheduling import Taint
+from orchestrator.resources.scheduling import Taint, TaintEffect
 from tests.builders import a_node_state, a_snapshot, a_vm
 
 HOST = "kubernetes.io/hostname"
@@ -70,16 +70,16 @@ class SmallHerd:
         for other, where in others.items():
             pairs = [(topology, app, self.vms[other].app) for topology, app in me.apart]
             pairs += [(topology, app, me.app) for topology, app in self.vms[other].apart]
-            for topology, app, shown in pairs:
+            for topology, asked, shown in pairs:
                 place = self.place(node, topology)
-                if app == shown and place is not None and place == self.place(where, topology):
+                if asked == shown and place is not None and place == self.place(where, topology):
                     return False
-        for topology, app in me.near:
+        for topology, _ in me.near:
             if self.place(node, topology) is None:
                 return False
         company = [o for o in others if all(self.vms[o].app == app for _, app in me.near)]
-        if me.near and (company or any(app != me.app for _, app in me.near)):
-            for topology, _ in me.near:
+        if me.near and (company or {app for _, app in me.near} != {me.app}):
+            for topology in {topology for topology, _ in me.near}:
                 if not any(self.place(others[o], topology) == self.place(node, topology) for o in company):
                     return False
         return all(self._is_even(vm, node, others, topology, skew) for topology, skew in me.spread)
@@ -116,7 +116,7 @@ class SmallHerd:
         after = {**at, vm: node}
         return not self.is_over(node, after, percent) and self.wrong(after) - {vm} <= self.wrong(at)
 
-    # What can be reached -----------------------------------------------------------------------------------------------
+    # What can be reached ----------------------------------------------------------------------------------------------
 
     def successors(self, at: Arrangement, percent: int) -> Iterator[tuple[str, str]]:
         for vm in self.vms:
@@ -165,7 +165,7 @@ class SmallHerd:
                     heapq.heappush(heap, (reached, after))
         return None
 
-    # As the planner sees it --------------------------------------------------------------------------------------------
+    # As the planner sees it -------------------------------------------------------------------------------------------
 
     def snapshot(self, at: Arrangement | None = None) -> Snapshot:
         at = self.at if at is None else at
@@ -182,7 +182,7 @@ class SmallHerd:
                     memory_used_mib=gib,
                     cordoned=not node.is_open,
                     labels={key: value for key, value in labels.items() if value},
-                    taints=(Taint(key="special", effect="NoSchedule"),) if node.tainted else (),  # type: ignore[arg-type]
+                    taints=(Taint(key="special", effect=TaintEffect.NO_SCHEDULE),) if node.tainted else (),
                 )
             )
         vms = [

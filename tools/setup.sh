@@ -91,6 +91,7 @@ missing_packages() { # prints Debian's names of what is missing, one a line
     need pkg-config has pkg-config
     need libvirt-dev pkg-config --exists libvirt
     need redis-server has redis-server
+    need systemd has systemd-analyze # its check of the units; nothing of it runs
     if [ "$level" = lab ]; then
         need libvirt-daemon-system is_libvirt_complete
         need libvirt-clients has virsh
@@ -104,6 +105,10 @@ missing_packages() { # prints Debian's names of what is missing, one a line
         need fence-agents has fence_ipmilan
         need xz-utils has xz # Debian's and Ubuntu's kernel modules are compressed with one or the other
         need zstd has zstd
+        need e2fsprogs has mkfs.ext4 # the guest with a watchdog
+        need prometheus has promtool
+        need iptables has iptables
+        need chromium has chromium # tests/browser
     fi
     if [ -n "$python" ]; then
         python_packages "$python"
@@ -239,4 +244,6 @@ if [ ${#packages[@]} -gt 0 ]; then
 fi
 if ! is_venv_current; then make_venv; fi
 exec 9>&-
-if [ "$level" = lab ]; then make_guest_image; fi
+if [ "$level" = lab ]; then
+    make_guest_image
+fi

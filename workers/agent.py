@@ -11,11 +11,11 @@ from pathlib import Path
 from types import FrameType
 from uuid import uuid4
 
-from orchestrator import logs
+from orchestrator import logs, metrics
 from orchestrator.errors import HypervisorError, Invalid, StoreUnavailable, VmherdError
 from orchestrator.resources import Order, OrderKind
 from orchestrator.resources.adoption import AdoptionOrder
-from orchestrator.resources.meta import check_name
+from orchestrator.resources.names import check_name
 from orchestrator.settings import Settings, settings
 from orchestrator.store.node_store import NodeStore
 from workers import adoption, clock, holder
@@ -182,6 +182,7 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    metrics.serve("agent")
     log.info("agent starts")
     agent.run()
 

@@ -234,6 +234,10 @@ class Heart:
         if self.is_open:
             fed_by = self._fed_at + self.timing.feed_interval
             moments.append(fed_by if self.may_feed(max(now, fed_by)) else now + self.timing.feed_interval)
+        if self._can_open(now):
+            moments.append(self._open_at)
+        if self._can_disarm():
+            moments.append(now)
         if self._poll is not None:
             moments.append(self._poll.started_at + self.timing.poll_timeout)
         elif self._may_poll():
@@ -250,20 +254,27 @@ class Heart:
 
     def _change_watchdog(self, now: float) -> None:
         """Arm or disarm. Arming is recorded after it is done, disarming before it is (rule 3)."""
-        if self._is_opening:
-            return
-        acknowledged = self._acknowledged
-        if self._wants_armed() and not self.is_open and now >= self._open_at:
-            # Opening feeds. So not before an OK in this process's life (trace 3: a crash loop would keep the host alive
-            # for ever), and not by the peers' word.
-            if acknowledged is not None and now < self._ok_until:
-                self._is_opening = True
-                self._effects.append(Open(int(self.timing.watchdog_timeout)))
-        elif self.is_open and not self._wants_armed() and not self.is_taken_over:
-            if acknowledged is not None and not acknowledged.armed:
-                self._effects.append(Disarm())
-            elif self._under_way is None or self._under_way.armed:
-                self._wants_attempt = True
+        if self._can_open(now) and now >= self._open_at:
+            self._is_opening = True
+            self._effects.append(Open(int(self.timing.watchdog_timeout)))
+        elif self._can_disarm():
+            self._effects.append(Disarm())
+        elif self._is_to_be_disarmed() and (self._under_way is None or self._under_way.armed):
+            self._wants_attempt = True
+
+    def _can_open(self, now: float) -> bool:
+        """Opening feeds. So not before an OK in this process's life, and not by the peers' word.
+
+        Trace 3: a crash loop would keep the host alive for ever.
+        """
+        is_wanted = self._wants_armed() and not self.is_open and not self._is_opening
+        return is_wanted and self._acknowledged is not None and now < self._ok_until
+
+    def _is_to_be_disarmed(self) -> bool:
+        return self.is_open and not self._wants_armed() and not self.is_taken_over
+
+    def _can_disarm(self) -> bool:
+        return self._is_to_be_disarmed() and self._acknowledged is not None and not self._acknowledged.armed
 
     # --- renewals ---------------------------------------------------------------------------------------------------
 

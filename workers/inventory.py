@@ -22,6 +22,8 @@ _LIST_EVERY_S = 60.0
 _ADDRESSES_EVERY_S = 10.0
 _RETRY_S = 1.0
 _REBOOT_TOLD_S = 3.0
+_KEEPALIVE_S = 10.0
+"""A connection to a daemon that hangs is given up after so long: the news of it may come when the daemon is back."""
 
 
 class Inventory:
@@ -57,6 +59,7 @@ class Inventory:
         self._sent: dict[str, dict[str, Any]] = {}
         self._needs = needs
         self._rebooted_at: dict[str, float] = {}
+        self._answered_at = -_KEEPALIVE_S
 
     def note(self, event: DomainEvent) -> None:
         """Take an event of the hypervisor's."""
@@ -114,6 +117,8 @@ class Inventory:
             case EventKind.RESYNC:
                 return True
             case EventKind.LOST:
+                if clock.monotonic() - self._answered_at < _KEEPALIVE_S:
+                    return True  # it may be old news: a listing tells at once whether the daemon is there
                 report_surely(self._store, "HypervisorLost", {"message": "libvirtd's connection is gone"}, self._stop)
                 return False
             case EventKind.REBOOTED:
@@ -133,6 +138,7 @@ class Inventory:
             report_surely(self._store, "Rebooted", {"uuid": uuid}, self._stop)
 
     def _report(self, event: DomainEvent) -> None:
+        began = self._store.counter()  # before the reading: it may be overtaken by what is answered meanwhile
         domain = self._hypervisor.domain(event.uuid)
         if domain is None or (domain.state is DomainState.SHUTOFF and event.kind is EventKind.STOPPED):
             resumed = event.kind is EventKind.RESUMED
@@ -153,7 +159,8 @@ class Inventory:
         needs = self._news(domain)
         if self._sent.get(event.uuid) == seen and needs is None:
             return
-        report_surely(self._store, "Domain", {"uuid": event.uuid, "domain": {**seen, "needs": needs}}, self._stop)
+        told = {"uuid": event.uuid, "domain": {**seen, "needs": needs}, "began": began}
+        report_surely(self._store, "Domain", told, self._stop)
         self._sent[event.uuid] = seen
 
     def _report_waiting(self) -> None:
@@ -177,6 +184,7 @@ class Inventory:
         if order:
             self._needs.forget()  # what was told before may be lost, as the herd is in recovery
         found = self._hypervisor.domains()
+        self._answered_at = clock.monotonic()
         domains = [self._describe(domain) for domain in found]
         needs = [self._news(domain) for domain in found]
         body = {

@@ -5,6 +5,7 @@ The call's result is no more than a hint: where the guest runs is then read from
 
 from typing import Any
 
+from orchestrator import metrics
 from orchestrator.errors import HypervisorError, OutcomeUnknown, StoreUnavailable
 from orchestrator.logs import logger
 from orchestrator.resources import NodeGrant
@@ -41,7 +42,7 @@ def run_migration(store: NodeStore, hypervisor: Hypervisor, holder: str, operati
         result = _BEFORE
     else:
         log.info("migration begins", operation=operation, vm=grant.vm, target=grant.target, epoch=epoch)
-        with Watch(store, hypervisor, grant) as watch:
+        with metrics.migration_shown(grant.vm, store.node), Watch(store, hypervisor, grant) as watch:
             result = _follow(hypervisor, grant, watch) if grant.adopt else _migrate(store, hypervisor, grant, watch)
         ended["job"] = watch.figures
         if watch.timed_out and result.end is not MigrationEnd.SUCCEEDED:
@@ -88,6 +89,7 @@ def _measure(store: NodeStore, hypervisor: Hypervisor, grant: NodeGrant, watch: 
         log.info("dirty rate", operation=grant.operation, vm=grant.vm, mib_s=rates)
         if len(rates) == pieces:
             mean = round(sum(rates) / pieces, 1)
+            metrics.show_dirty_rate(grant.vm, store.node, mean)
             body = {"operation": grant.operation, "epoch": grant.epoch, "dirty_rate_mib_s": mean}
             store.report("Predicted", body)
     except (HypervisorError, OutcomeUnknown, StoreUnavailable) as error:

@@ -75,7 +75,7 @@ class RedisLink:
         try:
             self._connect(deadline)
             return read_reply(self._run_script(deadline, lease, peer_key).decode())
-        except (OSError, ValueError, LookupError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             self.close()
             raise StoreUnavailable(f"no Redis at {self.where}: {str(error) or 'it does not answer'}") from error
         except StoreUnavailable:

@@ -10,7 +10,7 @@ from typing import Any
 
 from celery.signals import setup_logging, worker_init
 
-from orchestrator import logs
+from orchestrator import logs, metrics
 from orchestrator.celery_app import declare, make_app
 from orchestrator.errors import HypervisorUnavailable, StoreUnavailable, VmherdError
 from orchestrator.logs import logger
@@ -58,45 +58,49 @@ def _become_holder(**_: Any) -> None:
         raise SystemExit(f"vmherd: {error}") from None
 
 
+@worker_init.connect
+def _measure(**_: Any) -> None:
+    metrics.watch_tasks()
+    metrics.serve(ROLE)
+
+
 @app.task(name=Task.NODE_MIGRATE.value)
 def migrate(vm: str, operation: str, epoch: int) -> str:
     """Run one live migration."""
-    del vm  # for people who read Flower's list
-    return _mapped(lambda: run_migration(store(), hypervisor(), _holder[0], operation, epoch))
+    return _mapped(vm, operation, lambda: run_migration(store(), hypervisor(), _holder[0], operation, epoch))
 
 
 @app.task(name=Task.NODE_START.value)
 def start(vm: str, operation: str, epoch: int) -> str:
     """Start one VM."""
-    del vm
-    return _mapped(lambda: run_start(store(), hypervisor(), _holder[0], operation, epoch))
+    return _mapped(vm, operation, lambda: run_start(store(), hypervisor(), _holder[0], operation, epoch))
 
 
 @app.task(name=Task.NODE_STOP.value)
 def stop(vm: str, operation: str, epoch: int) -> str:
     """Stop one VM, or ask its guest to power off."""
-    del vm
-    return _mapped(lambda: run_stop(store(), hypervisor(), _holder[0], operation, epoch))
+    return _mapped(vm, operation, lambda: run_stop(store(), hypervisor(), _holder[0], operation, epoch))
 
 
 @app.task(name=Task.NODE_SETTLE.value)
 def settle(vm: str, order: str, kind: str) -> str:
     """Carry out one repair of a settlement."""
-    del vm, kind
-    return _mapped(lambda: run_repair(store(), hypervisor(), order))
+    del kind  # for people who read Flower's list, as the VM's name
+    return _mapped(vm, order, lambda: run_repair(store(), hypervisor(), order))
 
 
 @app.task(name=Task.NODE_ADOPT.value)
 def adopt(vm: str, order: str, kind: str) -> str:
     """Change how one domain is defined: take it over, give it back, or remove what was defined behind our back."""
-    del vm, kind
-    return _mapped(lambda: run_adoption(store(), hypervisor(), order))
+    del kind  # for people who read Flower's list, as the VM's name
+    return _mapped(vm, order, lambda: run_adoption(store(), hypervisor(), order))
 
 
-def _mapped(run: Callable[[], str]) -> str:
+def _mapped(vm: str, operation: str, run: Callable[[], str]) -> str:
     """Run a service; what may pass by itself is logged and left to reconcile, which sends the message again."""
-    try:
-        return run()
-    except (StoreUnavailable, HypervisorUnavailable) as error:
-        log.warning("task left to reconcile", error=str(error))
-        return f"left to reconcile: {error}"
+    with logs.about(vm=vm, operation=operation):
+        try:
+            return run()
+        except (StoreUnavailable, HypervisorUnavailable) as error:
+            log.warning("task left to reconcile", error=str(error))
+            return f"left to reconcile: {error}"

@@ -7,8 +7,9 @@ grant. When Redis is away it keeps trying: the migration itself needs no Redis, 
 
 import threading
 
+from orchestrator import metrics
 from orchestrator.errors import HypervisorError, OutcomeUnknown, StoreUnavailable
-from orchestrator.logs import logger
+from orchestrator.logs import about, logger
 from orchestrator.resources import NodeGrant
 from orchestrator.store.node_store import NodeStore
 from workers import clock
@@ -48,6 +49,7 @@ class Watch:
         self._cancelled = grant.cancel
         self._deadlines: Deadlines | None = None
         self._figures: dict[str, int | bool] | None = None
+        self._began_at = clock.monotonic()
         self._done = threading.Event()
 
     def __enter__(self) -> "Watch":
@@ -82,6 +84,10 @@ class Watch:
         return self._deadlines is not None and not self.post_copy and (self._cancelled or self.timed_out is not None)
 
     def _run(self) -> None:
+        with about(vm=self._grant.vm, operation=self._grant.operation):
+            self._follow()
+
+    def _follow(self) -> None:
         last, told = "0-0", float("-inf")
         while not self._done.is_set():
             try:
@@ -97,7 +103,8 @@ class Watch:
                 continue
             try:
                 if clock.monotonic() - told >= _TELL_EVERY_S:
-                    self._tell()
+                    if self._figures is not None or clock.monotonic() - self._began_at >= _TELL_EVERY_S:
+                        self._tell()  # else there is no news: that it began was told when the grant was claimed
                     told = clock.monotonic()
                 last = self._store.wait_for_wake(last, _ABORT_EVERY_S if self._is_aborting else _TELL_EVERY_S)
             except StoreUnavailable as error:
@@ -127,6 +134,7 @@ class Watch:
         deadlines.look(job, at)
         if job.total_bytes > 0:
             self._figures = _figures(job, deadlines.stalled_s(at))
+            metrics.show_migration(self._grant.vm, self._store.node, job)
 
     def _check_deadlines(self, deadlines: Deadlines) -> None:
         grant, at = self._grant, clock.monotonic()

@@ -1,4 +1,4 @@
-"""What commands that change something work with: the services' context, with Celery loaded when a message is sent."""
+"""What commands work with: the herd through its API or on Redis, as the settings say; and, on Redis, the services."""
 
 import logging
 import sys
@@ -9,9 +9,12 @@ from typing import Any
 
 import structlog
 
-from orchestrator.cli.session import open_store
+from orchestrator.cli.session import is_remote, open_store
+from orchestrator.client import Client
+from orchestrator.client.local import LocalClient
 from orchestrator.queues import Message, Messenger
 from orchestrator.services.context import Context
+from orchestrator.settings import settings
 
 
 class LazyMessenger:
@@ -34,8 +37,35 @@ def _celery() -> Messenger:
 
 
 @contextmanager
+def open_client() -> Iterator[Client]:
+    """Open the herd for one command: through the API where the settings name one, else on Redis.
+
+    A herd that is away is told within seconds, so nothing is tried twice here (see `session`).
+    """
+    quiet_logs()
+    if is_remote():
+        client = _remote()
+        try:
+            yield client
+        finally:
+            client.close()
+        return
+    with open_store() as store:
+        yield LocalClient(Context(store, LazyMessenger()))
+
+
+def _remote() -> Client:
+    from orchestrator.client.place import find_place  # noqa: PLC0415 - who works on Redis needs no HTTP
+    from orchestrator.client.remote import RemoteClient  # noqa: PLC0415
+
+    place = find_place(settings())
+    assert place is not None  # noqa: S101 - as `is_remote` said
+    return RemoteClient(place)
+
+
+@contextmanager
 def open_context() -> Iterator[Context]:
-    """Open what services work with, for one command."""
+    """Open what services work with, for one command that needs Redis itself."""
     quiet_logs()
     with open_store() as store:
         yield Context(store, LazyMessenger())

@@ -13,17 +13,19 @@ from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_context
 from orchestrator.cli.ages import span
 from orchestrator.cli.arguments import Namespace, Timeout, Wait
-from orchestrator.cli.follow import follow
 from orchestrator.cli.tables import Column, Layout, clean
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.cli.waiting import INTERRUPTED
+from orchestrator.client import Client, Scope
+from orchestrator.client.following import follow
+from orchestrator.client.local import LocalClient
 from orchestrator.errors import AlreadyExists, Conflict, NotFound, Refused, WaitTimeout
 from orchestrator.planner.adoption import Planned
 from orchestrator.resources import DEFAULT_NAMESPACE, Key, RunPolicy, VirtualMachine, find_condition, make_key
 from orchestrator.services import adoption
 from orchestrator.services.adoption_orders import ADOPTING, RELEASING
 from orchestrator.services.context import Context
-from orchestrator.store import Change, ChangeType, Store
+from orchestrator.store import Change, ChangeType
 from orchestrator.store.store import Loaded
 
 ADOPT_EXAMPLES = """Examples:
@@ -77,7 +79,7 @@ def adopt(
         if not dry_run:
             begun = _begin(ctx, node, plans, namespace, failures)
             if wait and begun:
-                _wait(ctx.store, begun, ADOPTING, failures, timeout)
+                _wait(LocalClient(ctx), begun, ADOPTING, failures, timeout)
         for name in unknown:
             failures.add(f"{name}: node {node!r} has no such domain")
         for planned in refused:
@@ -106,7 +108,7 @@ def release(
             except (Conflict, NotFound, Refused) as error:
                 failures.add(str(error))
         if wait and begun:
-            _wait(ctx.store, begun, RELEASING, failures, timeout)
+            _wait(LocalClient(ctx), begun, RELEASING, failures, timeout)
         elif begun:
             terminal.write("\n".join(f"{name}: is being released" for name, _ in begun))
     failures.end()
@@ -150,12 +152,12 @@ def _cells(planned: Planned) -> tuple[str, ...]:
     return (planned.domain.name, planned.name, *size, ",".join(planned.disks), action, findings)
 
 
-def _wait(store: Store, begun: Sequence[_NAMED], kind: str, failures: Failures, timeout: float | None) -> None:
+def _wait(client: Client, begun: Sequence[_NAMED], kind: str, failures: Failures, timeout: float | None) -> None:
     """Wait until each has been adopted or released, telling each step; Ctrl-C leaves it to the control plane."""
-    waiting = Waiting(store, begun, kind, failures)
+    waiting = Waiting(client, begun, kind, failures)
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
-        for news in follow(store, (VirtualMachine,), tell, is_patient=True):
+        for news in follow(client, Scope((VirtualMachine,)), tell, is_patient=True):
             waiting.take(news)
             if not waiting.open:
                 return
@@ -170,9 +172,9 @@ def _wait(store: Store, begun: Sequence[_NAMED], kind: str, failures: Failures, 
 class Waiting:
     """Those that have not come to their end, and what was told of them."""
 
-    def __init__(self, store: Store, begun: Sequence[_NAMED], kind: str, failures: Failures) -> None:
+    def __init__(self, client: Client, begun: Sequence[_NAMED], kind: str, failures: Failures) -> None:
         self.open: dict[Key, _NAMED] = {vm.key: (name, vm) for name, vm in begun}
-        self._store = store
+        self._client = client
         self._kind = kind
         self._failures = failures
         self._told: dict[Key, str] = {}
@@ -196,7 +198,7 @@ class Waiting:
     def _look(self, key: Key, vm: VirtualMachine | None, *, is_gone: bool = False) -> None:
         name, known = self.open[key]
         if vm is None:  # it came to its end before we looked
-            vm, is_gone = self._store.last_of(known), True
+            vm, is_gone = self._client.last_of(known), True
         condition = find_condition(vm.status.conditions, self._kind) if vm is not None else None
         if vm is not None and vm.status.adoption is not None and not is_gone:
             if condition is not None and self._told.get(key) != condition.message:

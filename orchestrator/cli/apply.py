@@ -1,13 +1,13 @@
 """`vmherd apply -f`: what is not there is created, what differs is changed; all is checked before any is stored."""
 
 from orchestrator.cli import terminal
-from orchestrator.cli.acting import open_context
+from orchestrator.cli.acting import open_client
 from orchestrator.cli.create import Files, OfManifests, read_files
 from orchestrator.cli.output import qualified_name
 from orchestrator.cli.terminal import Failures
 from orchestrator.errors import AlreadyExists, Conflict, Invalid, NotFound, Refused
 from orchestrator.resources import VirtualMachine
-from orchestrator.services.vms import Applied, apply_resource
+from orchestrator.services.manifests import Applied
 
 EXAMPLES = """Examples:
 
@@ -26,10 +26,10 @@ def apply(files: Files, namespace: OfManifests = "") -> None:
     """
     wanted = read_files(files, namespace)
     failures = Failures()
-    with open_context() as ctx:
+    with open_client() as client:
         for place, resource in wanted:
             try:
-                applied, how = apply_resource(ctx, resource)
+                applied, how = client.apply(resource)
             except (AlreadyExists, Conflict, Invalid, NotFound, Refused) as error:
                 failures.add(f"{place}: {error}" if len(wanted) > 1 else str(error))
                 continue

@@ -5,16 +5,27 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli.completion import complete_kinds, complete_names
 from orchestrator.resources import (
     Event,
+    Maintenance,
     Node,
+    NodeDrain,
     Resource,
     VirtualMachine,
     VirtualMachineClass,
     VirtualMachineOperation,
 )
 
-KNOWN: tuple[type[Resource], ...] = (VirtualMachine, VirtualMachineClass, VirtualMachineOperation, Node, Event)
+KNOWN: tuple[type[Resource], ...] = (
+    VirtualMachine,
+    VirtualMachineClass,
+    VirtualMachineOperation,
+    Node,
+    NodeDrain,
+    Maintenance,
+    Event,
+)
 """Kinds that people see. `NodeInventory` is our own affair."""
 
 Namespace = Annotated[
@@ -46,12 +57,17 @@ def parse_kind(word: str) -> type[Resource]:
     """
     kind = _BY_ALIAS.get(word.lower())
     if kind is None:
-        raise typer.BadParameter(f"{word!r} is not a kind: vm, vmclass, vmop, node or event")
+        raise typer.BadParameter(f"{word!r} is not a kind: vm, vmclass, vmop, node, drain, maintenance or event")
     return kind
 
 
-KindName = Annotated[str, typer.Argument(metavar="KIND", help="vm, vmclass, vmop, node or event.")]
-Names = Annotated[list[str] | None, typer.Argument(metavar="NAME", show_default=False)]
+KindName = Annotated[
+    str,
+    typer.Argument(
+        metavar="KIND", help="vm, vmclass, vmop, node, drain, maintenance or event.", autocompletion=complete_kinds
+    ),
+]
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME", show_default=False, autocompletion=complete_names)]
 
 
 def parse_targets(kind: str, names: list[str] | None, *, needs_name: bool = False) -> tuple[type[Resource], list[str]]:
@@ -83,18 +99,18 @@ def parse_targets(kind: str, names: list[str] | None, *, needs_name: bool = Fals
     return found, list(dict.fromkeys(chosen))
 
 
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
 def parse_duration(text: str) -> float:
-    """Read `90`, `90s`, `10m` or `1h30m` as seconds, > 0.
+    """Read `90`, `90s`, `10m`, `1h30m` or `30d` as seconds, > 0.
 
     Raises:
         typer.BadParameter: It is something else.
     """
     match = _DURATION.fullmatch(text)
-    hours, minutes, seconds = match.groups() if match else (None, None, None)
-    total = int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(seconds or 0)
+    days, hours, minutes, seconds = match.groups() if match else (None, None, None, None)
+    total = int(days or 0) * 86_400 + int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(seconds or 0)
     if total <= 0:
         raise typer.BadParameter(f"{text!r} is not a duration such as 90s, 10m or 1h30m")
     return total

@@ -11,15 +11,15 @@ import typer
 import yaml
 
 from orchestrator.cli import terminal
-from orchestrator.cli.acting import open_context
+from orchestrator.cli.acting import open_client
 from orchestrator.cli.arguments import Timeout
 from orchestrator.cli.output import Written, qualified_name, render
 from orchestrator.cli.terminal import Failures
 from orchestrator.cli.waiting import failure, wait_or_leave
+from orchestrator.client import Client
 from orchestrator.errors import AlreadyExists, Conflict, Invalid, NotFound, Refused
-from orchestrator.resources import VirtualMachine, VirtualMachineOperation
-from orchestrator.services import operations
-from orchestrator.services.context import Context
+from orchestrator.resources import VirtualMachine, VirtualMachineOperation, split_key
+from orchestrator.services.manifests import Creatable, read_manifest
 
 EXAMPLES = """Examples:
 
@@ -29,8 +29,6 @@ $ vmherd evict linux-vm --no-wait
 
 $ vmherd create --wait -f - < evict.yaml
 """
-
-Creatable = operations.Creatable
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +64,11 @@ def create(
     """
     wanted = read_files(files, namespace)
     failures = Failures()
-    with open_context() as ctx:
+    with open_client() as client:
         created: list[Creatable] = []
         for place, resource in wanted:
             try:
-                created.append(_create_one(ctx, resource))
+                created.append(client.create(resource))
             except (AlreadyExists, Conflict, Invalid, NotFound, Refused) as error:
                 failures.add(f"{place}: {error}" if len(wanted) > 1 else str(error))
             else:
@@ -79,30 +77,18 @@ def create(
         if output is not None and created:
             terminal.write(render(created, output, is_list=len(wanted) > 1))
         if wait and created:
-            _wait(ctx, created, failures, timeout=timeout, quiet=output is not None)
+            _wait(client, created, failures, timeout=timeout, quiet=output is not None)
     failures.end()
 
 
-def _create_one(ctx: Context, wanted: Creatable) -> Creatable:
-    if isinstance(wanted, VirtualMachineOperation) and wanted.name:
-        # Before admission: that would find the operation itself in its way, and blame that.
-        try:
-            operations.replace_spec(ctx, wanted.manifest())
-        except NotFound:
-            pass
-        else:
-            raise AlreadyExists(f"VirtualMachineOperation {wanted.name!r} already exists")
-    return operations.create_resource(ctx, wanted)
-
-
-def _wait(ctx: Context, created: list[Creatable], failures: Failures, *, timeout: float | None, quiet: bool) -> None:
+def _wait(client: Client, created: list[Creatable], failures: Failures, *, timeout: float | None, quiet: bool) -> None:
     begun = [resource for resource in created if isinstance(resource, VirtualMachineOperation)]
     vms = {resource.key for resource in created if isinstance(resource, VirtualMachine)}
-    if vms:  # their starts were stored with them
-        begun += [o for o in ctx.store.all(VirtualMachineOperation) if o.vm_key in vms and o.is_active]
+    for namespace in sorted({split_key(key)[0] for key in vms}):  # their starts were stored with them
+        begun += [o for o in client.all(VirtualMachineOperation, namespace) if o.vm_key in vms and o.is_active]
     if not begun:
         return
-    for watched in wait_or_leave(ctx.store, begun, timeout=timeout, quiet=quiet):
+    for watched in wait_or_leave(client, begun, timeout=timeout, quiet=quiet):
         reason = failure(watched)
         if reason is not None:
             failures.add(reason)
@@ -120,7 +106,7 @@ def read_files(files: list[str], namespace: str) -> list[tuple[str, Creatable]]:
     wrong: list[str] = []
     for document in documents:
         try:
-            found.append((document.place, operations.read_manifest(document.data, namespace)))
+            found.append((document.place, read_manifest(document.data, namespace)))
         except Invalid as error:
             wrong.append(f"{document.place}: {error}")
     if wrong:

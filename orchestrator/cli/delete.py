@@ -3,25 +3,21 @@
 import typer
 
 from orchestrator.cli import terminal
-from orchestrator.cli.acting import open_context
+from orchestrator.cli.acting import open_client
 from orchestrator.cli.arguments import KindName, Names, Namespace, Timeout, Wait, parse_targets
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.cli.waiting import INTERRUPTED, Silent, Watched, wait_for
+from orchestrator.client import Client
 from orchestrator.errors import Conflict, NotFound, Refused
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
-    Key,
     Node,
     Reason,
-    Resource,
     VirtualMachine,
     VirtualMachineClass,
     VirtualMachineOperation,
     make_key,
 )
-from orchestrator.services import operations
-from orchestrator.services.classes import delete_class
-from orchestrator.services.context import Context
 
 EXAMPLES = """Examples:
 
@@ -47,15 +43,15 @@ def delete(
     A virtual machine that runs is stopped first: it is Terminating until its guest has powered off.
     """
     what, chosen = parse_targets(kind, names, needs_name=True)
-    if what not in {VirtualMachine, VirtualMachineClass, VirtualMachineOperation}:
+    if not issubclass(what, VirtualMachine | VirtualMachineClass | VirtualMachineOperation):
         hint = "; `vmherd node expel` takes a host's access away" if what is Node else ""
         raise typer.BadParameter(f"a {what.kind_name} can't be deleted{hint}")
     failures = Failures()
-    with open_context() as ctx:
+    with open_client() as client:
         aborted: list[VirtualMachineOperation] = []
         for name in chosen:
             try:
-                deleted = _delete_one(ctx, what, make_key(name, namespace if what.namespaced else ""))
+                deleted = client.delete(what, make_key(name, namespace if what.namespaced else ""))
             except (Conflict, NotFound, Refused) as error:
                 failures.add(str(error))
                 continue
@@ -63,21 +59,13 @@ def delete(
             if isinstance(deleted, VirtualMachineOperation) and deleted.status.grant is not None:
                 aborted.append(deleted)
         if wait and aborted:
-            _wait(ctx, aborted, timeout)
+            _wait(client, aborted, timeout)
     failures.end()
 
 
-def _delete_one(ctx: Context, kind: type[Resource], key: Key) -> operations.Creatable:
-    if kind is VirtualMachineOperation:
-        return operations.delete_operation(ctx, key)
-    if kind is VirtualMachineClass:
-        return delete_class(ctx, key)
-    return operations.delete_vm(ctx, key)
-
-
-def _wait(ctx: Context, aborted: list[VirtualMachineOperation], timeout: float | None) -> None:
+def _wait(client: Client, aborted: list[VirtualMachineOperation], timeout: float | None) -> None:
     try:
-        ended = wait_for(ctx.store, aborted, Silent(), timeout=timeout, until_gone=True)
+        ended = wait_for(client, aborted, Silent(), timeout=timeout, until_gone=True)
     except KeyboardInterrupt:
         tell("no longer waiting; the abort goes on")
         raise typer.Exit(INTERRUPTED) from None

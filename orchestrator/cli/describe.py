@@ -5,18 +5,21 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from orchestrator.cli import terminal
+from orchestrator.cli.acting import open_client
 from orchestrator.cli.ages import UNKNOWN, age, memory
 from orchestrator.cli.arguments import KindName, Names, Namespace, parse_targets
-from orchestrator.cli.session import open_store
 from orchestrator.cli.tables import clean, paint
 from orchestrator.cli.terminal import Failures
+from orchestrator.client import Client
 from orchestrator.errors import NotFound
 from orchestrator.planner.convergence import describe_outcome, describe_prediction
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
     Condition,
     Event,
+    Maintenance,
     Node,
+    NodeDrain,
     Resource,
     VirtualMachine,
     VirtualMachineClass,
@@ -26,7 +29,6 @@ from orchestrator.resources import (
 from orchestrator.resources.machine import Machine
 from orchestrator.resources.node import HypervisorInfo
 from orchestrator.resources.scheduling import Toleration
-from orchestrator.store import Store
 
 EXAMPLES = """Examples:
 
@@ -47,33 +49,54 @@ def describe(
     """Tell all about resources, with their conditions and events."""
     what, chosen = parse_targets(kind, names, needs_name=True)
     failures = Failures()
-    with open_store() as store:
+    with open_client() as client:
         texts: list[str] = []
         for name in chosen:
             try:
-                found = store.get(what, make_key(name, namespace if what.namespaced else ""))
+                found = client.get(what, make_key(name, namespace if what.namespaced else ""))
             except NotFound as error:
                 failures.add(str(error))
             else:
-                texts.append("\n".join(_describe(store, found, datetime.now(UTC))))
+                texts.append("\n".join(_describe(client, found, datetime.now(UTC))))
         terminal.write("\n\n\n".join(texts))
     failures.end()
 
 
-def _describe(store: Store, resource: Resource, now: datetime) -> list[str]:
+def _describe(client: Client, resource: Resource, now: datetime) -> list[str]:
     colour = terminal.has_colour()
-    lines = facts([*_common(resource, now), *_own(store, resource, now)], colour=colour)
+    lines = facts([*_common(resource, now), *_own(client, resource, now)], colour=colour)
     conditions = getattr(getattr(resource, "status", None), "conditions", ())
     if conditions:
         lines += ["Conditions:", *grid(("Type", "Status", "Reason", "Since", "Message"), _conditions(conditions, now))]
+    if isinstance(resource, NodeDrain):
+        lines += _drained(resource)
+    if isinstance(resource, Maintenance):
+        lines += _turns(resource, now)
     if isinstance(resource, VirtualMachine):
         lines += _pending(resource)
-        lines += _operations(store, resource, now)
+        lines += _operations(client, resource, now)
     if not isinstance(resource, Event):
-        events = _events(store, resource)
+        events = _events(client, resource)
         rows = [(age(e.last_timestamp, now), e.type, e.reason, e.message) for e in events]
         lines += ["Events:", *grid(("Age", "Type", "Reason", "Message"), rows)] if rows else ["Events:  " + UNKNOWN]
     return lines
+
+
+def _drained(drain: NodeDrain) -> list[str]:
+    rows = [
+        (key, vm.state.value, memory(vm.memory_mib), vm.target, vm.operation, vm.message)
+        for key, vm in sorted(drain.vms.items())
+    ]
+    return ["VMs:", *grid(("VM", "State", "Memory", "Target", "Operation", "Message"), rows)] if rows else []
+
+
+def _turns(maintenance: Maintenance, now: datetime) -> list[str]:
+    rows = []
+    for name in maintenance.spec.nodes:
+        node = maintenance.node(name)
+        code = "" if node.exit_code is None else str(node.exit_code)
+        rows.append((name, node.stage.value, age(node.since, now), str(node.attempts), code, node.message))
+    return ["Nodes:", *grid(("Node", "Stage", "Since", "Runs", "Exit Code", "Message"), rows)]
 
 
 def _common(resource: Resource, now: datetime) -> list[Fact]:
@@ -88,7 +111,7 @@ def _common(resource: Resource, now: datetime) -> list[Fact]:
     return found
 
 
-def _own(store: Store, resource: Resource, now: datetime) -> list[Fact]:
+def _own(client: Client, resource: Resource, now: datetime) -> list[Fact]:
     match resource:
         case VirtualMachine():
             return _vm(resource, now)
@@ -97,7 +120,25 @@ def _own(store: Store, resource: Resource, now: datetime) -> list[Fact]:
         case VirtualMachineClass():
             return _class(resource)
         case Node():
-            return _node(store, resource)
+            return _node(client, resource)
+        case NodeDrain():
+            status = resource.status
+            return [
+                ("Phase", status.phase.value),
+                ("Asked For By", resource.spec.requested_by),
+                ("VMs Selected By", resource.spec.selector),
+                ("Begun", _when(status.started_at, now)),
+                ("Ended", _when(status.finished_at, now)),
+                ("Message", status.message),
+            ]
+        case Maintenance():
+            return [
+                ("Phase", resource.status.phase.value),
+                ("Asked For By", resource.spec.requested_by),
+                ("Hook", resource.spec.hook),
+                ("At A Time", str(resource.spec.parallel or "as many as can be spared")),
+                ("Message", resource.status.message),
+            ]
         case Event():
             about = resource.involved_object
             return [
@@ -177,9 +218,9 @@ def _operation(operation: VirtualMachineOperation, now: datetime) -> list[Fact]:
     return found
 
 
-def _node(store: Store, node: Node) -> list[Fact]:
+def _node(client: Client, node: Node) -> list[Fact]:
     capacity, hypervisor = node.status.capacity, node.status.hypervisor
-    here = [vm for vm in store.all(VirtualMachine) if vm.status.node_name == node.name]
+    here = [vm for vm in client.all(VirtualMachine) if vm.status.node_name == node.name]
     vms = [vm for vm in here if vm.status.phase.occupies_node]
     reserved = sum(vm.running_spec.cpu_millicores for vm in vms)
     given = sum(vm.running_spec.memory_mib for vm in vms)
@@ -248,8 +289,8 @@ def _machine(machine: Machine) -> str:
     return f"{machine.type} ({machine.domain_type}){shown}" + (f", MAC {macs}" if macs else "")
 
 
-def _operations(store: Store, vm: VirtualMachine, now: datetime) -> list[str]:
-    of_vm = [o for o in store.all(VirtualMachineOperation, vm.metadata.namespace) if o.vm_key == vm.key]
+def _operations(client: Client, vm: VirtualMachine, now: datetime) -> list[str]:
+    of_vm = [o for o in client.all(VirtualMachineOperation, vm.metadata.namespace) if o.vm_key == vm.key]
     latest = sorted(of_vm, key=lambda o: o.created_version)[-_LATEST:]
     if not latest:
         return []
@@ -266,7 +307,7 @@ def _operations(store: Store, vm: VirtualMachine, now: datetime) -> list[str]:
     return ["Operations:", *grid(("Name", "Type", "Phase", "Progress", "Age"), rows)]
 
 
-def _events(store: Store, resource: Resource) -> list[Event]:
+def _events(client: Client, resource: Resource) -> list[Event]:
     def is_about(event: Event) -> bool:
         about = event.involved_object
         same = (about.kind, about.name, about.namespace) == (
@@ -277,7 +318,8 @@ def _events(store: Store, resource: Resource) -> list[Event]:
         return same and about.uid in {"", resource.metadata.uid}
 
     return sorted(
-        (event for event in store.all(Event) if is_about(event)), key=lambda e: (e.last_timestamp, e.created_version)
+        (event for event in client.all(Event, resource.metadata.namespace or DEFAULT_NAMESPACE) if is_about(event)),
+        key=lambda e: (e.last_timestamp, e.created_version),
     )
 
 

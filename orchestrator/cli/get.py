@@ -8,15 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli import terminal
+from orchestrator.cli.acting import open_client
 from orchestrator.cli.arguments import KindName, Names, Namespace, parse_targets
-from orchestrator.cli.follow import follow
 from orchestrator.cli.output import Output, render
-from orchestrator.cli.session import open_store
 from orchestrator.cli.tables import DELETED, TABLES, Around, Column, Layout, Table, cells_of, columns_of, count_vms
 from orchestrator.cli.terminal import Failures, tell
+from orchestrator.client import Client, Scope
+from orchestrator.client.following import follow
 from orchestrator.errors import NotFound
 from orchestrator.resources import DEFAULT_NAMESPACE, Key, Resource, VirtualMachine, make_key
-from orchestrator.store import Change, ChangeType, Store
+from orchestrator.store import Change, ChangeType
 from orchestrator.store.store import Loaded
 
 EXAMPLES = """Examples:
@@ -87,17 +88,17 @@ def get(
     inside = namespace if what.namespaced and not all_namespaces else None
     wanted = Wanted(TABLES[what], tuple(chosen), inside, output, all_namespaces)
     failures = Failures()
-    with open_store() as store:
+    with open_client() as client:
         if watch:
-            _watch(store, wanted)
+            _watch(client, wanted)
         else:
-            _once(store, wanted, failures)
+            _once(client, wanted, failures)
     failures.end()
 
 
-def _once(store: Store, wanted: Wanted, failures: Failures) -> None:
-    resources = _read(store, wanted, failures)
-    vms = store.all(VirtualMachine) if len(wanted.kinds) > 1 else []
+def _once(client: Client, wanted: Wanted, failures: Failures) -> None:
+    resources = _read(client, wanted, failures)
+    vms = client.all(VirtualMachine) if len(wanted.kinds) > 1 else []
     if wanted.documents is not None:
         if resources or not wanted.names:
             terminal.write(render(resources, wanted.documents, is_list=len(wanted.names) != 1))
@@ -118,12 +119,12 @@ def _nothing(wanted: Wanted) -> str:
     return "No resources found" + (f" in {wanted.namespace} namespace." if wanted.namespace is not None else ".")
 
 
-def _read(store: Store, wanted: Wanted, failures: Failures) -> Sequence[Resource]:
+def _read(client: Client, wanted: Wanted, failures: Failures) -> Sequence[Resource]:
     """Read what is asked for, in the order of printing; names that don't exist are told."""
     kind = wanted.table.kind
     if not wanted.names:
-        return sorted(store.all(kind, wanted.namespace), key=wanted.table.order)
-    found = store.many(kind, [wanted.key(name) for name in wanted.names])
+        return sorted(client.all(kind, wanted.namespace), key=wanted.table.order)
+    found = client.many(kind, [wanted.key(name) for name in wanted.names])
     for name in wanted.names:
         if wanted.key(name) not in found:
             failures.add(_not_found(wanted, name))
@@ -135,9 +136,9 @@ def _not_found(wanted: Wanted, name: str) -> str:
     return f"{wanted.table.kind.kind_name} {name!r} not found{inside}"
 
 
-def _watch(store: Store, wanted: Wanted) -> None:
+def _watch(client: Client, wanted: Wanted) -> None:
     shown = Watch(wanted)
-    for found in follow(store, wanted.kinds, tell):
+    for found in follow(client, Scope(wanted.kinds, wanted.namespace), tell):
         if found is not None:
             for line in shown.take(found, datetime.now(UTC)):
                 terminal.write(line)

@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -130,6 +131,20 @@ class Launcher:
         self._waits.add(waiting)
         waiting.add_done_callback(self._waits.discard)
         return process
+
+
+def bound_logs(folder: Path, most_bytes: int) -> None:
+    """Keep each log of a folder small: what is beyond a size becomes `NAME.log.old`, in place of the one before.
+
+    Processes go on writing to the file that they have open, at its end, which is its beginning then. What one writes
+    between the copy and the cut is lost.
+    """
+    for log in folder.glob("*.log"):
+        if log.stat().st_size > most_bytes:
+            draft = log.with_suffix(".log.new")
+            shutil.copyfile(log, draft)
+            os.truncate(log, 0)
+            draft.replace(log.with_suffix(".log.old"))
 
 
 async def _wait(process: asyncio.subprocess.Process, member: Member) -> None:

@@ -5,11 +5,13 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli import terminal
-from orchestrator.cli.acting import open_context
+from orchestrator.cli.acting import open_client
 from orchestrator.cli.arguments import Namespace, Timeout, Wait, parse_labels
+from orchestrator.cli.completion import complete_nodes, complete_vms
+from orchestrator.cli.output import Written, render
 from orchestrator.cli.terminal import Failures
 from orchestrator.cli.waiting import failure, wait_or_leave
-from orchestrator.errors import Conflict, Invalid, NotFound, Refused, StoreUnavailable
+from orchestrator.errors import Conflict, Invalid, NotFound, OutcomeUnknown, Refused, StoreUnavailable
 from orchestrator.resources import DEFAULT_NAMESPACE, OperationType, VirtualMachineOperation
 from orchestrator.resources.vmop import MigrateTo
 from orchestrator.services import operations
@@ -49,9 +51,13 @@ $ vmherd migrate linux-vm --node node-3
 $ vmherd migrate web-1 web-2 -l rack=b,disk=ssd
 """
 
-Vms = Annotated[list[str], typer.Argument(metavar="VM", help="Names of virtual machines.")]
+Vms = Annotated[list[str], typer.Argument(metavar="VM", help="Names of virtual machines.", autocompletion=complete_vms)]
 Pull = Annotated[
     bool, typer.Option("--force", help="Pull the plug at once, in place of asking the guest to power off.")
+]
+Printed = Annotated[
+    Written | None,
+    typer.Option("-o", "--output", help="Print the operations, at their end unless with --no-wait, and no progress."),
 ]
 Throttle = Annotated[
     bool | None,
@@ -63,12 +69,18 @@ Throttle = Annotated[
 ]
 
 
-def start(vms: Vms, namespace: Namespace = DEFAULT_NAMESPACE, wait: Wait = True, timeout: Timeout = None) -> None:
+def start(
+    vms: Vms,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    wait: Wait = True,
+    timeout: Timeout = None,
+    output: Printed = None,
+) -> None:
     """Start virtual machines.
 
     Ends with code 0 when all run.
     """
-    _make(OperationType.START, vms, namespace, wait=wait, timeout=timeout)
+    _make(OperationType.START, vms, namespace, wait=wait, timeout=timeout, output=output)
 
 
 def stop(
@@ -77,12 +89,13 @@ def stop(
     namespace: Namespace = DEFAULT_NAMESPACE,
     wait: Wait = True,
     timeout: Timeout = None,
+    output: Printed = None,
 ) -> None:
     """Stop virtual machines: their guests are asked to power off, and are given their grace period.
 
     Takes the place of a start or a migration that is under way. Ends with code 0 when all are off.
     """
-    _make(OperationType.STOP, vms, namespace, force=force or None, wait=wait, timeout=timeout)
+    _make(OperationType.STOP, vms, namespace, force=force or None, wait=wait, timeout=timeout, output=output)
 
 
 def restart(
@@ -91,12 +104,13 @@ def restart(
     namespace: Namespace = DEFAULT_NAMESPACE,
     wait: Wait = True,
     timeout: Timeout = None,
+    output: Printed = None,
 ) -> None:
     """Stop virtual machines and start them anew, which brings changes into effect that wait for it.
 
     Ends with code 0 when all run again.
     """
-    _make(OperationType.RESTART, vms, namespace, force=force or None, wait=wait, timeout=timeout)
+    _make(OperationType.RESTART, vms, namespace, force=force or None, wait=wait, timeout=timeout, output=output)
 
 
 def evict(
@@ -105,17 +119,21 @@ def evict(
     namespace: Namespace = DEFAULT_NAMESPACE,
     wait: Wait = True,
     timeout: Timeout = None,
+    output: Printed = None,
 ) -> None:
     """Move virtual machines off their nodes; where to is chosen when there is room.
 
     Ends with code 0 when all have moved.
     """
-    _make(OperationType.EVICT, vms, namespace, force=force, wait=wait, timeout=timeout)
+    _make(OperationType.EVICT, vms, namespace, force=force, wait=wait, timeout=timeout, output=output)
 
 
 def migrate(
     vms: Vms,
-    node: Annotated[str, typer.Option("--node", metavar="NODE", help="To this node.", show_default=False)] = "",
+    node: Annotated[
+        str,
+        typer.Option("--node", metavar="NODE", help="To this node.", show_default=False, autocompletion=complete_nodes),
+    ] = "",
     labels: Annotated[
         list[str] | None, typer.Option("-l", "--selector", metavar="KEY=VALUE,...", help="To a node with these labels.")
     ] = None,
@@ -123,13 +141,14 @@ def migrate(
     namespace: Namespace = DEFAULT_NAMESPACE,
     wait: Wait = True,
     timeout: Timeout = None,
+    output: Printed = None,
 ) -> None:
     """Move virtual machines to a node, or to one with given labels.
 
     Ends with code 0 when all have moved.
     """
     to = MigrateTo(node_name=node, node_selector=parse_labels(labels or []))
-    _make(OperationType.MIGRATE, vms, namespace, to, force=force, wait=wait, timeout=timeout)
+    _make(OperationType.MIGRATE, vms, namespace, to, force=force, wait=wait, timeout=timeout, output=output)
 
 
 def _make(
@@ -141,25 +160,31 @@ def _make(
     force: bool | None = None,
     wait: bool,
     timeout: float | None,
+    output: Written | None,
 ) -> None:
     failures = Failures()
-    with open_context() as ctx:
+    with open_client() as client:
         begun: list[VirtualMachineOperation] = []
         for vm in dict.fromkeys(vms):
             try:
                 wanted = operations.new_operation(vm, kind, namespace, to, force=force)
-                begun.append(operations.create_operation(ctx, wanted))
+                begun.append(client.create(wanted))
             except (Conflict, Invalid, NotFound, Refused) as error:
                 failures.add(f"{vm}: {error}" if len(vms) > 1 else str(error))
                 continue
-            except StoreUnavailable as error:
+            except (OutcomeUnknown, StoreUnavailable) as error:
                 names = ", ".join(operation.name for operation in begun)
-                raise StoreUnavailable(f"{error}; begun before that: {names or 'nothing'}") from error
-            if not wait:
+                raise type(error)(f"{error}; begun before that: {names or 'nothing'}") from error
+            if not wait and output is None:
                 terminal.write(begun[-1].name)
+        shown = begun
         if wait and begun:
-            for watched in wait_or_leave(ctx.store, begun, timeout=timeout):
+            ended = wait_or_leave(client, begun, timeout=timeout, quiet=output is not None)
+            shown = [watched.operation for watched in ended]
+            for watched in ended:
                 reason = failure(watched)
                 if reason is not None:
                     failures.add(reason)
+        if output is not None and shown:
+            terminal.write(render(shown, output, is_list=len(vms) > 1))
     failures.end()

@@ -1,9 +1,5 @@
 """`vmherd cordon`, `uncordon`, and `vmherd node`: how hosts join and leave the herd."""
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, cast
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -11,21 +7,15 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import typer
 
 from orchestrator.cli import terminal
-from orchestrator.cli.acting import open_context
+from orchestrator.cli.acting import open_client, open_context
+from orchestrator.cli.completion import complete_nodes
+from orchestrator.cli.files import private_file
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.errors import Conflict, Invalid, NotFound, Refused
 from orchestrator.resources import Node, parse
-from orchestrator.resources.meta import check_name
+from orchestrator.resources.names import check_name
 from orchestrator.resources.scheduling import Taint
-from orchestrator.services.nodes import (
-    add_witness,
-    check_no_witness,
-    is_armed,
-    remove_witness,
-    set_labels,
-    set_taints,
-    set_unschedulable,
-)
+from orchestrator.services.nodes import add_witness, check_no_witness, is_armed, remove_witness
 from orchestrator.settings import settings
 from orchestrator.store import Store, access
 from orchestrator.store.connection import redis_errors
@@ -34,9 +24,11 @@ CORDON_EXAMPLE = """Example:
 
 $ vmherd cordon node-1 node-2
 """
-UNCORDON_EXAMPLE = """Example:
+UNCORDON_EXAMPLES = """Examples:
 
 $ vmherd uncordon node-1
+
+$ vmherd uncordon node-1 --bring-back
 """
 ENROLL_EXAMPLES = """Examples:
 
@@ -67,7 +59,7 @@ $ vmherd node expel node-1
 
 node = typer.Typer(name="node", help="Let hosts join the herd, and leave it.", no_args_is_help=True)
 
-Nodes = Annotated[list[str], typer.Argument(metavar="NODE", help="Names of nodes.")]
+Nodes = Annotated[list[str], typer.Argument(metavar="NODE", help="Names of nodes.", autocompletion=complete_nodes)]
 
 
 def cordon(nodes: Nodes) -> None:
@@ -75,19 +67,29 @@ def cordon(nodes: Nodes) -> None:
     _set_unschedulable(nodes, unschedulable=True)
 
 
-def uncordon(nodes: Nodes) -> None:
-    """Let virtual machines start and land on nodes again."""
-    _set_unschedulable(nodes, unschedulable=False)
+def uncordon(
+    nodes: Nodes,
+    bring_back: Annotated[
+        bool | None,
+        typer.Option(
+            "--bring-back/--no-bring-back",
+            help="Move home what their last drain moved; by default VMHERD_BRING_BACK says.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Let virtual machines start and land on nodes again. A drain ends: what has not begun is dropped."""
+    _set_unschedulable(nodes, unschedulable=False, bring_back=bring_back)
 
 
-def _set_unschedulable(nodes: list[str], *, unschedulable: bool) -> None:
+def _set_unschedulable(nodes: list[str], *, unschedulable: bool, bring_back: bool | None = None) -> None:
     done = "cordoned" if unschedulable else "uncordoned"
     failures = Failures()
-    with open_context() as ctx:
+    with open_client() as client:
         for name in dict.fromkeys(nodes):
             try:
-                changed = set_unschedulable(ctx, name, unschedulable=unschedulable)
-            except (NotFound, Conflict) as error:
+                changed = client.set_unschedulable(name, unschedulable=unschedulable, bring_back=bring_back)
+            except (NotFound, Conflict, Refused) as error:
                 failures.add(str(error))
                 continue
             terminal.write(f"node/{name} {done}" if changed else f"node/{name} already {done}")
@@ -130,7 +132,7 @@ def enroll(
         if output is None:
             terminal.write(enrolled())
         else:
-            with _private_file(output) as draft:  # made first: a password that can't be written would be lost
+            with private_file(output) as draft:  # made first: a password that can't be written would be lost
                 draft.write_text(enrolled() + "\n")
         if known:
             tell(f"node {name!r} was enrolled before: its former password no longer works")
@@ -176,8 +178,8 @@ def label(
         if not separator and not removes:
             raise typer.BadParameter(f"{text!r} is neither KEY=VALUE nor KEY-")
         changes[text[:-1] if removes else key] = None if removes else value
-    with open_context() as ctx:
-        changed = set_labels(ctx, name, changes)
+    with open_client() as client:
+        changed = client.set_labels(name, changes)
     terminal.write(f"node/{name} {'labelled' if changed else 'not changed'}")
 
 
@@ -200,8 +202,8 @@ def taint(
             removed.append((key, effect))
         else:
             wanted.append(parse(Taint, {"key": key, "value": value, "effect": effect}))
-    with open_context() as ctx:
-        changed = set_taints(ctx, name, wanted, removed)
+    with open_client() as client:
+        changed = client.set_taints(name, wanted, removed)
     terminal.write(f"node/{name} {'tainted' if changed else 'not changed'}")
 
 
@@ -253,22 +255,6 @@ def _check_address(address: str) -> str:
 
 def _is_loopback(host: str) -> bool:
     return host in {"localhost", "::1"} or host.startswith("127.")
-
-
-@contextmanager
-def _private_file(path: Path) -> Iterator[Path]:
-    """Give a file beside `path`, readable by its owner alone, that takes its place when all went well."""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-    except OSError as error:
-        raise Invalid(f"{path}: {error.strerror}") from error
-    os.close(handle)
-    draft = Path(name)
-    try:
-        yield draft
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _environment(name: str, url: str) -> str:

@@ -6,9 +6,11 @@ from typing import Any, Protocol
 
 from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_context
-from orchestrator.cli.follow import follow
+from orchestrator.client import Scope
+from orchestrator.client.following import follow
+from orchestrator.client.local import LocalClient
 from orchestrator.resources import Node, Resource, VirtualMachine, VmPhase
-from orchestrator.services.operations import create_resource, read_manifest
+from orchestrator.services.manifests import create_resource, read_manifest
 from orchestrator.store import Change, ChangeType
 from orchestrator.store.store import Loaded
 
@@ -65,7 +67,7 @@ def wait_until_up(nodes: int, manifests: Sequence[dict[str, Any]], check: Callab
     """
     tally, are_created = Tally(), False
     with _showing() as show, open_context() as ctx:
-        for news in follow(ctx.store, (Node, VirtualMachine), lambda _: None, is_patient=True):
+        for news in follow(LocalClient(ctx), Scope((Node, VirtualMachine)), lambda _: None, is_patient=True):
             tally.take(news)
             check(f"{tally.ready} of {nodes} nodes are Ready, {tally.running} of {len(manifests)} VMs run")
             show.update("nodes Ready", tally.ready, nodes)

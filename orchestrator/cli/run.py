@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from orchestrator import logs
+from orchestrator import logs, metrics
 from orchestrator.errors import Invalid
 from orchestrator.queues import CONTROL, FENCING, LIVENESS, STARTS_PER_NODE, lifecycle_queue, migrate_queue
-from orchestrator.resources.meta import check_name
+from orchestrator.resources.names import check_name
 from orchestrator.settings import settings
 
 run = typer.Typer(help="Run one of the herd's processes in the foreground.", no_args_is_help=True)
@@ -22,17 +22,21 @@ _QUIET = ("--without-gossip", "--without-mingle", "-E", "--loglevel", "WARNING")
 _CONTROL_THREADS = 4
 _FENCING_THREADS = 8
 """Each may wait for a BMC for as long as its timeout."""
+_FLOWER_COLUMNS = "name,args,state,worker,received,started,runtime,result,uuid"
+"""Of its list of tasks: `args` begins with the VM and the operation, and is not among its own defaults."""
 
 
-def _exec(*arguments: str) -> None:
+def execute(*arguments: str) -> None:
+    """Become a module's program."""
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", *arguments])  # noqa: S606 - no shell, our own arguments
 
 
 def _control_worker(role: str, queue: str, threads: int) -> None:
     settings()  # a wrong setting is said here, in one line
+    os.environ["VMHERD_WORKER_ROLE"] = role
     host = f"{role}@{os.uname().nodename}-{os.getpid()}"
-    _exec(
+    execute(
         "celery",
         "-A",
         "orchestrator.worker",
@@ -76,6 +80,7 @@ def intake() -> None:
     from orchestrator.store import Store  # noqa: PLC0415
 
     logs.configure("intake")
+    metrics.serve("intake")
     process.main(Context(Store.open(), CeleryMessenger(app)))
 
 
@@ -83,7 +88,7 @@ def intake() -> None:
 def beat() -> None:
     """Send the periodic ticks. Run two: each tick is sent once."""
     settings()
-    _exec(
+    execute(
         "celery",
         "-A",
         "orchestrator.beat",
@@ -108,7 +113,7 @@ def flower() -> None:
     if not password:
         raise Invalid("VMHERD_FLOWER_PASSWORD or VMHERD_FLOWER_PASSWORD_FILE is not set: Flower needs a password")
     os.environ["FLOWER_BASIC_AUTH"] = f"vmherd:{password}"  # not on the command line, which every user can read
-    _exec(
+    execute(
         "celery",
         "-A",
         "orchestrator.monitor",
@@ -116,6 +121,7 @@ def flower() -> None:
         "--read_only",
         f"--address={config.flower_address}",
         f"--port={config.flower_port}",
+        f"--tasks_columns={_FLOWER_COLUMNS}",
         "--enable_events",
         "--persistent=False",
     )
@@ -124,32 +130,32 @@ def flower() -> None:
 @run.command(epilog="Example: VMHERD_NODE=h1 vmherd run agent")
 def agent() -> None:
     """On a node: register it, report its domains, answer questions."""
-    _check_node()
-    _exec("workers.agent")
+    check_node()
+    execute("workers.agent")
 
 
 @run.command(epilog="Example: VMHERD_NODE=h1 vmherd run heartbeat")
 def heartbeat() -> None:
     """On a node: renew its lease, feed its watchdog, answer other nodes (docs/heartbeat.md)."""
-    _check_node()
-    _exec("workers.heartbeat")
+    check_node()
+    execute("workers.heartbeat")
 
 
 @run.command(epilog="Example: VMHERD_NODE=control-1 vmherd run witness")
 def witness() -> None:
     """On a machine without VMs: hold a lease and answer nodes, so that a small herd has a majority."""
-    _check_node()
-    _exec("workers.heartbeat", "witness")
+    check_node()
+    execute("workers.heartbeat", "witness")
 
 
 @run.command(epilog="Example: VMHERD_NODE=h1 vmherd run worker migrate")
 def worker(role: Annotated[str, typer.Argument(help="migrate (one slot) or lifecycle")]) -> None:
     """On a node: run migrations, or starts and repairs."""
-    node = _check_node()
+    node = check_node()
     if role not in {"migrate", "lifecycle"}:
         raise Invalid(f"role: {role!r} is not migrate or lifecycle")
     os.environ["VMHERD_WORKER_ROLE"] = role
-    _exec("celery", *worker_arguments(node, role))
+    execute("celery", *worker_arguments(node, role))
 
 
 @run.command(name="host-shutdown", epilog="Example: VMHERD_NODE=h1 vmherd run host-shutdown")
@@ -157,8 +163,8 @@ def host_shutdown(
     over: Annotated[bool, typer.Option("--over", help="The host is up again: VMs may come.")] = False,
 ) -> None:
     """On a node that shuts down: wait until its VMs have left, and stop those that can't (vmherd-guests.service)."""
-    _check_node()
-    _exec("workers.shutdown", "end" if over else "begin")
+    check_node()
+    execute("workers.shutdown", "end" if over else "begin")
 
 
 def worker_arguments(node: str, role: str) -> tuple[str, ...]:
@@ -169,7 +175,12 @@ def worker_arguments(node: str, role: str) -> tuple[str, ...]:
     return ("-A", "workers.tasks", "worker", *named, "-P", "threads", "-c", str(threads), *_QUIET)
 
 
-def _check_node() -> str:
+def check_node() -> str:
+    """Give the name of this node.
+
+    Raises:
+        Invalid: It is not set, or none.
+    """
     node = settings().node
     if not node:
         raise Invalid("VMHERD_NODE is not set: the name under which this host joins the herd")

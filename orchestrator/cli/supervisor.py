@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from orchestrator.cli.members import Launcher, Member, Zygote
+from orchestrator.cli.members import Launcher, Member, Zygote, bound_logs
 from orchestrator.cli.run import worker_arguments
 from orchestrator.cli.simulated_herd import HerdDirectory, HerdSpec
 from orchestrator.errors import Invalid, StoreUnavailable, VmherdError
@@ -29,6 +29,9 @@ from orchestrator.store.connection import connect, redis_errors
 _REDIS_STARTS_S: Final = 20.0
 _LOOK_EVERY_S: Final = 0.05
 _STOP_S: Final = 10.0
+_LOGS_EVERY_S: Final = 10.0
+_LOG_BYTES: Final = 4 * 2**20
+"""Of each of its logs, and as much of the part before: a detached herd may run for weeks."""
 _BETWEEN_NODES_S: Final = 0.05
 """Hundreds of processes that begin at once would starve those that are up."""
 _ROLES: Final = ("migrate", "lifecycle")
@@ -84,6 +87,7 @@ class Supervisor:
         starting = asyncio.ensure_future(self._start_all())
         stopped = asyncio.ensure_future(self._stop.wait())
         try:
+            self._keepers.append(asyncio.ensure_future(self._bound_logs()))
             await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
@@ -110,6 +114,12 @@ class Supervisor:
             self._keep(f"agent@{node}", self._forked("agent", node), node)
             for role in _ROLES:
                 self._keep(f"{role}@{node}", self._forked("celery", node, role), node)
+
+    async def _bound_logs(self) -> None:
+        while True:
+            await asyncio.sleep(_LOGS_EVERY_S)
+            with contextlib.suppress(OSError):  # a full disk, say: nobody can be told but by a log
+                await asyncio.to_thread(bound_logs, self.directory.logs, _LOG_BYTES)
 
     def _keep(self, name: str, start: Callable[[Member], Awaitable[int]], node: str = "") -> None:
         member = self._members[name] = Member(name, start, node)

@@ -14,13 +14,16 @@ import typer
 from orchestrator.cli.ages import UNKNOWN, age, memory
 from orchestrator.resources import (
     Event,
+    Maintenance,
     Node,
+    NodeDrain,
     Resource,
     VirtualMachine,
     VirtualMachineClass,
     VirtualMachineOperation,
     find_condition,
 )
+from orchestrator.resources.maintenance import NodeStage
 
 R = TypeVar("R", bound=Resource)
 
@@ -28,10 +31,10 @@ DELETED = "Deleted"
 """What a watch shows in place of the phase when a resource was deleted."""
 
 _COLOURS = {
-    **dict.fromkeys(("Running", "Completed", "Ready"), "green"),
-    **dict.fromkeys(("Migrating", "InProgress", "Starting"), "cyan"),
+    **dict.fromkeys(("Running", "Completed", "Ready", "Drained", "Returned"), "green"),
+    **dict.fromkeys(("Migrating", "InProgress", "Starting", "Draining", "Returning"), "cyan"),
     **dict.fromkeys(("Pending", "Stopping", "Terminating", "Pause", "Ready,SchedulingDisabled", "Warning"), "yellow"),
-    **dict.fromkeys(("Failed", "Degraded", "NotReady", "NotReady,SchedulingDisabled"), "red"),
+    **dict.fromkeys(("Failed", "DrainFailed", "Degraded", "NotReady", "NotReady,SchedulingDisabled"), "red"),
     **dict.fromkeys(("Stopped", "Superseded", DELETED), "bright_black"),
 }
 _GAP = "   "
@@ -57,6 +60,7 @@ class Column(Generic[R]):
         cell: What stands in it; empty is printed as `<none>`.
         is_wide: Only with `-o wide`.
         is_clock: Moves with time alone, which is not a change.
+        counts_vms: Made from `Around.vms_on`, and not from the resource alone.
         is_phase: In colour on a terminal, and where a watch shows that the resource was deleted.
         width: At least this wide in a watch, so that what comes fits under it.
     """
@@ -65,6 +69,7 @@ class Column(Generic[R]):
     cell: Callable[[R, Around], str]
     is_wide: bool = False
     is_clock: bool = False
+    counts_vms: bool = False
     is_phase: bool = False
     width: int = 0
 
@@ -163,12 +168,41 @@ _NODE: Table[Node] = Table(
         Column("CPU", lambda node, _: str(node.status.capacity.cpu)),
         Column("MEMORY", lambda node, _: memory(node.status.capacity.memory_mib)),
         Column("AGE", lambda node, a: age(node.metadata.creation_timestamp, a.now), is_clock=True),
-        Column("VMS", lambda node, a: str(a.vms_on.get(node.name, 0)), is_wide=True),
+        Column("VMS", lambda node, a: str(a.vms_on.get(node.name, 0)), is_wide=True, counts_vms=True),
         Column("MIGRATION-URI", lambda node, _: node.status.hypervisor.migration_uri, is_wide=True),
         Column("CPUMODEL", lambda node, _: node.status.hypervisor.cpu_model, is_wide=True),
         Column("HYPERVISOR", lambda node, _: node.status.hypervisor.version, is_wide=True),
     ),
     counts_vms=True,
+)
+
+_DRAIN: Table[NodeDrain] = Table(
+    NodeDrain,
+    (
+        Column("NODE", lambda drain, _: drain.name),
+        Column("PHASE", lambda drain, _: drain.status.phase.value, is_phase=True, width=len("DrainFailed")),
+        Column("LEFT", lambda drain, _: f"{len(drain.left())}/{len(drain.vms)}"),
+        Column("MEMORY", lambda drain, _: memory(sum(vm.memory_mib for vm in drain.left().values()))),
+        Column("BY", lambda drain, _: drain.spec.requested_by),
+        Column("SINCE", lambda drain, a: age(drain.status.started_at, a.now), is_clock=True),
+        Column("MESSAGE", lambda drain, _: drain.status.message, is_wide=True),
+    ),
+)
+
+_MAINTENANCE: Table[Maintenance] = Table(
+    Maintenance,
+    (
+        Column("NAME", lambda m, _: m.name),
+        Column("PHASE", lambda m, _: m.status.phase.value, is_phase=True, width=len("Completed")),
+        Column(
+            "DONE",
+            lambda m, _: f"{sum(n.stage is NodeStage.DONE for n in m.status.nodes.values())}/{len(m.spec.nodes)}",
+        ),
+        Column("AWAY", lambda m, _: ",".join(m.away)),
+        Column("AGE", lambda m, a: age(m.metadata.creation_timestamp, a.now), is_clock=True),
+        Column("MESSAGE", lambda m, _: m.status.message, is_wide=True),
+        Column("HOOK", lambda m, _: m.spec.hook, is_wide=True),
+    ),
 )
 
 _EVENT: Table[Event] = Table(
@@ -185,7 +219,9 @@ _EVENT: Table[Event] = Table(
     tells_deletion=False,  # they are cleared away after an hour
 )
 
-TABLES: dict[type[Resource], Table[Any]] = {table.kind: table for table in (_VM, _CLASS, _VMOP, _NODE, _EVENT)}
+TABLES: dict[type[Resource], Table[Any]] = {
+    table.kind: table for table in (_VM, _CLASS, _VMOP, _NODE, _DRAIN, _MAINTENANCE, _EVENT)
+}
 
 
 def columns_of(table: Table[Any], *, wide: bool, namespaces: bool) -> tuple[Column[Any], ...]:

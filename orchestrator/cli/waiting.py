@@ -13,9 +13,10 @@ import typer
 
 from orchestrator.cli import terminal
 from orchestrator.cli.ages import span
-from orchestrator.cli.follow import follow
 from orchestrator.cli.tables import clean, phase_colour
 from orchestrator.cli.terminal import tell
+from orchestrator.client import Client, Scope
+from orchestrator.client.following import follow
 from orchestrator.errors import WaitTimeout
 from orchestrator.planner.convergence import describe_outcome, describe_prediction
 from orchestrator.planner.progress import PROGRESS_SYNCING
@@ -26,7 +27,7 @@ from orchestrator.resources import (
     VirtualMachineOperation,
     find_condition,
 )
-from orchestrator.store import Change, ChangeType, Store
+from orchestrator.store import Change, ChangeType
 from orchestrator.store.store import Loaded
 
 INTERRUPTED = 130
@@ -199,7 +200,7 @@ def showing(*, quiet: bool = False) -> Iterator[Show]:
 
 
 def wait_for(
-    store: Store,
+    client: Client,
     operations: Sequence[VirtualMachineOperation],
     show: Show,
     *,
@@ -209,7 +210,7 @@ def wait_for(
     """Wait until operations have ended.
 
     Args:
-        store: Where they are.
+        client: Of the herd that they are in.
         operations: As they were just stored.
         show: Told of each change.
         timeout: Seconds; None waits for ever.
@@ -221,10 +222,12 @@ def wait_for(
     Raises:
         WaitTimeout: Not all have ended in time.
     """
-    found = follow(store, (VirtualMachineOperation,), show.say, is_patient=True)
+    namespaces = {operation.metadata.namespace for operation in operations}
+    scope = Scope((VirtualMachineOperation,), namespaces.pop() if len(namespaces) == 1 else None)
+    found = follow(client, scope, show.say, is_patient=True)
     ended = take_until_ended(found, operations, show, timeout=timeout, until_gone=until_gone)
     for watched in ended:
-        last = store.last_of(watched.operation) if watched.is_missed else None
+        last = client.last_of(watched.operation) if watched.is_missed else None
         if last is not None:  # it had ended, and was gone, before we began to look
             watched.operation, watched.is_missed = last, False
     return ended
@@ -295,7 +298,7 @@ def _unfinished(watched: Watched, timeout: float) -> str:
 
 
 def wait_or_leave(
-    store: Store,
+    client: Client,
     operations: Sequence[VirtualMachineOperation],
     *,
     timeout: float | None,
@@ -304,7 +307,7 @@ def wait_or_leave(
     """Wait for operations; Ctrl-C leaves them alone, says so, and ends the command with code 130."""
     try:
         with showing(quiet=quiet) as show:
-            return wait_for(store, operations, show, timeout=timeout)
+            return wait_for(client, operations, show, timeout=timeout)
     except KeyboardInterrupt:
         names = " ".join(operation.name for operation in operations)
         namespace = operations[0].metadata.namespace

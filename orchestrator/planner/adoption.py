@@ -15,7 +15,7 @@ from orchestrator.errors import VmherdError
 from orchestrator.resources import ObjectMeta, RunPolicy, VirtualMachine, parse, render_domain
 from orchestrator.resources.adoption import XML_MOST, FoundDomain, attribute_at, local_files
 from orchestrator.resources.machine import Machine, record_machine, requested_cpu
-from orchestrator.resources.meta import DNS_LABEL
+from orchestrator.resources.names import DNS_LABEL
 from orchestrator.resources.vm import VirtualMachineStatus
 from orchestrator.resources.vm_spec import VirtualMachineSpec
 from orchestrator.resources.xml_input import read_domain

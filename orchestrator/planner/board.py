@@ -115,8 +115,10 @@ class Board:
         fitting = np.flatnonzero(among & self.open & self.suited(demand) & self.with_room(demand))
         if not len(fitting):
             return None
-        shares = self.shares_with(demand)[fitting]
-        order = fitting[np.argsort(-shares if is_tight else shares, kind="stable")]
+        shares = self.shares_with(demand)[fitting] * (-1 if is_tight else 1)
+        if demand.company is None and not self._has_wishes(demand):
+            return int(fitting[np.argmin(shares)])
+        order = fitting[np.argsort(shares, kind="stable")]
         if self._has_wishes(demand):
             wishes = {node: self._wish(self.states[node], demand) for node in order.tolist()}
             order = np.array(sorted(order.tolist(), key=wishes.__getitem__))
@@ -141,11 +143,11 @@ class Board:
         return mask
 
     def _has_wishes(self, demand: Demand) -> bool:
-        return bool(demand.where.preferred) or demand.company is not None or self._are_disliked()
+        has_company = demand.company is not None and demand.company.has_wishes()
+        return bool(demand.where.preferred) or has_company or self._are_disliked()
 
     def _are_disliked(self) -> bool:
-        soft = self._mask("soft taints", lambda node: any(t.effect is _SOFT for t in node.taints))
-        return bool(soft.any())
+        return bool(self._mask("soft taints", lambda node: any(t.effect is _SOFT for t in node.taints)).any())
 
     def _wish(self, node: NodeState, demand: Demand) -> tuple[int, int]:
         return len(untolerated(node.taints, demand.where.tolerations)), -liking(node, demand)

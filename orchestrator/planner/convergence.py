@@ -19,8 +19,9 @@ What this can't know, and how it errs:
 import math
 from dataclasses import dataclass
 
+from orchestrator.resources.grant import Reading
 from orchestrator.resources.vm import LiveMigrationPolicy
-from orchestrator.resources.vmop import MigrationOutcome, Prediction, Reading
+from orchestrator.resources.vmop import MigrationOutcome, Prediction
 
 DOWNTIME_S = 0.3
 """QEMU's default downtime limit."""

@@ -12,6 +12,7 @@ from orchestrator.planner.policy import (
     CRASHED,
     RESTARTING,
     START_FAILED,
+    STOPPED_BY_NODE,
     STOPPED_BY_OPERATION,
 )
 from orchestrator.planner.standing import running_vm, shown_phase, stopped_vm
@@ -22,14 +23,12 @@ from orchestrator.resources import (
     GrantState,
     OperationPhase,
     OperationType,
-    Order,
-    OrderKind,
     Reading,
     Reason,
-    Settlement,
     VirtualMachine,
     VirtualMachineOperation,
     VmPhase,
+    finalizers,
     find_condition,
     with_condition,
 )
@@ -38,11 +37,6 @@ from orchestrator.resources.vm import MigrationEndpoint, MigrationState
 
 BACKOFF_S = (0, 1, 2, 5, 10)
 """Waits before the next attempt, by attempts made; the last one goes on."""
-
-HASTY_ROUNDS = 6
-"""So many rounds of a settlement follow each other as fast as the hosts answer: a switch-over takes fewer."""
-RESTS_S = (2, 5, 10, 30)
-"""Waits before each later round; the last one goes on, until the world or a person has changed something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +60,15 @@ class Transition:
     vm: VirtualMachine | None = None
     notes: tuple[Note, ...] = ()
     ended: bool = False
+
+
+def open_grant(operation: VirtualMachineOperation) -> Grant:
+    """Give an operation's open grant.
+
+    Raises:
+        InvariantBroken: It has none.
+    """
+    return operation.with_grant().status.grant  # type: ignore[return-value] # with_grant refuses where there is none
 
 
 def say(
@@ -133,7 +136,7 @@ def in_progress(operation: VirtualMachineOperation) -> Reason:
 
 def began(operation: VirtualMachineOperation, vm: VirtualMachine | None, now: datetime) -> Transition:
     """The node reported that it took the grant."""
-    grant = _grant(operation)
+    grant = open_grant(operation)
     new = operation.with_grant(state=GrantState.RUNNING)
     phase = operation.status.phase
     if phase is OperationPhase.PENDING:
@@ -156,84 +159,12 @@ def began(operation: VirtualMachineOperation, vm: VirtualMachine | None, now: da
     return Transition(new, moving, (note,))
 
 
-def settling(
-    operation: VirtualMachineOperation,
-    cause: str,
-    *,
-    kill: bool,
-    rounds: int = 1,
-    confirming: str = "",
-    repair: tuple[str, OrderKind, tuple[str, ...]] | None = None,
-) -> VirtualMachineOperation:
-    """Ask every node of the grant what is there, or have one node repair something first.
-
-    Args:
-        operation: With an open grant.
-        cause: For people.
-        kill: Whether the holder is killed before its node answers.
-        rounds: Number of this round; makes the orders' ids new.
-        confirming: See `Settlement`.
-        repair: Node, what to do, and the states in which it may be done.
-    """
-    grant = _grant(operation)
-    nodes = [grant.node] if grant.target == grant.node else [grant.node, grant.target]
-    orders: dict[str, Order] = {}
-    for node in nodes if repair is None else [repair[0]]:
-        kind = OrderKind.KILL_AND_READ if kill and node == grant.node else OrderKind.READ
-        orders[node] = Order(
-            id=f"{operation.key}#{grant.epoch}.{rounds}.{node}",
-            kind=kind if repair is None else repair[1],
-            uuid=grant.uuid,
-            epoch=grant.epoch,
-            incarnation=grant.incarnation,
-            action=grant.action,
-            expect=() if repair is None else repair[2],
-        )
-    settlement = Settlement(orders=orders, cause=cause, rounds=rounds, confirming=confirming)
-    return operation.with_grant(state=GrantState.SETTLING, settlement=settlement)
-
-
-def next_round(operation: VirtualMachineOperation, why: str, now: datetime, *, confirming: str = "") -> Transition:
-    """Ask both hosts again, at once or after a rest; the settlement's orders are empty while it rests."""
-    grant = _grant(operation)
-    assert grant.settlement is not None  # noqa: S101 - it is being settled
-    cause, rounds = grant.settlement.cause, grant.settlement.rounds + 1
-    new = settling(operation, cause, kill=False, rounds=rounds, confirming=confirming)
-    if rounds > HASTY_ROUNDS and not confirming:
-        new = new.with_grant(settlement=Settlement(cause=cause, rounds=rounds))
-    return Transition(say(new, Reason.OUTCOME_UNKNOWN, why, now))
-
-
-def rest_s(settlement: Settlement) -> float:
-    """How long a settlement rests before its round begins; 0 when it does not rest."""
-    if settlement.orders:
-        return 0
-    return RESTS_S[min(settlement.rounds - HASTY_ROUNDS, len(RESTS_S)) - 1]
-
-
-def adopted(operation: VirtualMachineOperation, epoch: int, now: datetime) -> Transition:
-    """The migration goes on without its holder: the same grant, a new epoch, and a worker that only watches."""
-    grant = _grant(operation)
-    new = operation.with_grant(
-        epoch=epoch,
-        state=GrantState.GRANTED,
-        adopt=True,
-        settlement=None,
-        granted_at=now,
-        end="",
-        message="",
-        timed_out=False,
-    )
-    note = Note("MigrationAdopted", f"its worker on node {grant.node} is gone, the migration goes on; watching it")
-    return Transition(say(new, Reason.SYNCING, note.message, now), notes=(note,))
-
-
 def asked(operation: VirtualMachineOperation, message: str, now: datetime) -> Transition:
     """The guest was asked to power off; nobody waits for it but the control plane's timer.
 
     One that was superseded meanwhile has nothing more to do: what took its place goes on from there.
     """
-    grant = _grant(operation)
+    grant = open_grant(operation)
     if operation.status.superseded_by:
         return Transition(_close(operation, OperationPhase.SUPERSEDED, now), ended=True)
     text = f"the guest was asked to power off, and is given {grant.grace_s} s"
@@ -263,11 +194,18 @@ def nothing_to_stop(operation: VirtualMachineOperation, vm: VirtualMachine, now:
     return Transition(new, stopped_vm(vm, STOPPED_BY_OPERATION, f"stopped by {operation.name}", vm.status.counter, now))
 
 
+def nothing_to_move(operation: VirtualMachineOperation, vm: VirtualMachine, now: datetime) -> Transition:
+    """A VM that was to leave its node, for the node's sake or the herd's, has stopped meanwhile."""
+    new = _close(operation, OperationPhase.COMPLETED, now).with_status(progress=100)
+    message = f"{vm.name} does not run any more: there is nothing to move"
+    return Transition(say(new, Reason.OPERATION_COMPLETED, message, now, done=True))
+
+
 def completed(
     operation: VirtualMachineOperation, vm: VirtualMachine | None, reading: Reading, now: datetime
 ) -> Transition:
     """It runs where it was to run; or, after a stop, nowhere."""
-    grant = _grant(operation)
+    grant = open_grant(operation)
     if grant.action is Action.STOP:
         return _completed_stop(operation, vm, reading, now)
     late = operation.metadata.deletion_timestamp is not None
@@ -307,7 +245,7 @@ def came_back(
         why: The hypervisor's words, or ours.
         retry_limit: Attempts at all.
     """
-    grant = _grant(operation)
+    grant = open_grant(operation)
     migrates = grant.action is Action.MIGRATE
     starts = grant.action is Action.START
     back = vm and running_vm(vm, grant.node, reading, now, succeeded=False if migrates else None)
@@ -316,6 +254,8 @@ def came_back(
     if operation.status.superseded_by:
         return Transition(_close(operation, OperationPhase.SUPERSEDED, now), back, ended=True)
     what = {Action.MIGRATE: "migration", Action.START: "start", Action.STOP: "stop"}[grant.action]
+    if grant.revoked and operation.metadata.deletion_timestamp is None:
+        return _taken_back(operation, back, now)
     if grant.cancel:
         text = "aborted before it was started" if starts else f"aborted; it runs on node {grant.node}"
         new = say(_close(operation, OperationPhase.FAILED, now), Reason.ABORTED, text, now)
@@ -349,13 +289,47 @@ def came_back(
     return Transition(new, back, (Note("AttemptFailed", text, warning=True),), ended=True)
 
 
-def gone(operation: VirtualMachineOperation, vm: VirtualMachine | None, why: str, now: datetime) -> Transition:
-    """The guest ended in the middle: on neither host."""
+def revoked(operation: VirtualMachineOperation, why: str, now: datetime) -> VirtualMachineOperation:
+    """The control plane takes an open grant back: its node is told to leave it, or to abort."""
+    return say(operation.with_grant(cancel=True, revoked=why), Reason.ABORTED, f"taken back: {why}", now)
+
+
+def _taken_back(operation: VirtualMachineOperation, vm: VirtualMachine | None, now: datetime) -> Transition:
+    """What was taken back did not take place: another node is looked for, unless only that one was wanted.
+
+    It was no attempt that failed, and counts as none.
+    """
+    grant = open_grant(operation)
+    text = f"taken back from node {grant.target}: {grant.revoked}"
+    if operation.spec.migrate is not None and operation.spec.migrate.node_name:
+        new = say(_close(operation, OperationPhase.FAILED, now), Reason.ABORTED, text, now)
+        return Transition(new, vm, (Note("MigrationAborted", text, warning=True),), ended=True)
+    halfway = operation.spec.type is OperationType.RESTART and operation.status.phase is OperationPhase.IN_PROGRESS
+    new = operation.with_status(
+        phase=OperationPhase.IN_PROGRESS if halfway else OperationPhase.PENDING,
+        grant=None,
+        attempts=max(0, operation.status.attempts - 1),
+        target_node="",
+    )
+    reason = Reason.MIGRATION_PENDING if grant.action is Action.MIGRATE else Reason.NOT_READY
+    return Transition(say(new, reason, text, now), vm, (Note("GrantRevoked", text),), ended=True)
+
+
+def gone(
+    operation: VirtualMachineOperation, vm: VirtualMachine | None, why: str, now: datetime, *, by_host: bool = False
+) -> Transition:
+    """The guest ended in the middle: on neither host.
+
+    Args:
+        why: For people.
+        by_host: Its source was being shut down, and stopped it.
+    """
     new = _close(operation, OperationPhase.FAILED, now)
+    why = f"node {open_grant(operation).node} was shut down, and stopped it" if by_host else why
     if not operation.status.superseded_by:
-        new = say(new, Reason.OPERATION_FAILED, why, now)
-    told = Note("GuestEnded", f"the guest ended while it was migrated: {why}", warning=True)
-    stopped = vm and stopped_vm(vm, CRASHED, why, vm.status.counter, now)
+        new = say(new, Reason.ABORTED if by_host else Reason.OPERATION_FAILED, why, now)
+    told = Note("GuestEnded", f"the guest ended while it was migrated: {why}", warning=not by_host)
+    stopped = vm and stopped_vm(vm, STOPPED_BY_NODE if by_host else CRASHED, why, vm.status.counter, now)
     return Transition(new, stopped, (told,), ended=True)
 
 
@@ -370,15 +344,11 @@ def critical(transition: Transition, message: str) -> Transition:
     return replace(transition, notes=(*transition.notes, Note("VirtualMachineRanTwice", message, warning=True)))
 
 
-def _grant(operation: VirtualMachineOperation) -> Grant:
-    return operation.with_grant().status.grant  # type: ignore[return-value] # with_grant refuses where there is none
-
-
 def _completed_stop(
     operation: VirtualMachineOperation, vm: VirtualMachine | None, reading: Reading, now: datetime
 ) -> Transition:
     """It runs no more: a Stop has ended, a Restart goes on with a start."""
-    grant = _grant(operation)
+    grant = open_grant(operation)
     how = grant.message or ("its plug was pulled" if grant.force else "the guest powered off")
     if operation.spec.type is OperationType.RESTART and not operation.status.superseded_by:
         new = operation.with_status(grant=None, attempts=0, progress=50, target_node="", avoid=())
@@ -394,7 +364,7 @@ def _completed_stop(
 
 def _close(operation: VirtualMachineOperation, phase: OperationPhase, now: datetime) -> VirtualMachineOperation:
     """End it; one that was superseded stays so, whatever came of its grant."""
-    meta = operation.metadata.with_(finalizers=())
+    meta = operation.metadata.with_(finalizers=finalizers.others(operation.metadata))
     if operation.status.superseded_by:
         phase = OperationPhase.SUPERSEDED
     return operation.with_(metadata=meta).with_status(phase=phase, grant=None, finished_at=now)

@@ -30,6 +30,7 @@ from orchestrator.resources import (
     Action,
     Key,
     OperationType,
+    Priority,
     Reason,
     VirtualMachine,
     VirtualMachineOperation,
@@ -40,13 +41,18 @@ from orchestrator.resources.vm_spec import VirtualMachineSpec
 
 @dataclass(frozen=True, slots=True)
 class Go:
-    """Grant this operation: `node` executes the action; the VM is to run on `target`, or is stopped there."""
+    """Grant this operation: `node` executes the action; the VM is to run on `target`, or is stopped there.
+
+    Attributes:
+        is_bound: Whether rules between VMs concern it: the grant rests on where all others are.
+    """
 
     operation: VirtualMachineOperation
     vm: VirtualMachine
     node: str
     target: str
     action: Action
+    is_bound: bool = False
 
     @property
     def spec(self) -> VirtualMachineSpec:
@@ -103,7 +109,15 @@ class NothingToStop:
     vm: VirtualMachine
 
 
-Decision = Go | Wait | Check | Fail | NothingToStop
+@dataclass(frozen=True, slots=True)
+class NothingToMove:
+    """Done already: a VM that was to leave its node does not run any more."""
+
+    operation: VirtualMachineOperation
+    vm: VirtualMachine
+
+
+Decision = Go | Wait | Check | Fail | NothingToStop | NothingToMove
 
 NO_NODE_FITS = frozenset({Reason.TARGET_UNSCHEDULABLE, Reason.TARGET_DISK_ERROR})
 WITHOUT_TARGET = NO_NODE_FITS | {Reason.TARGET_PREPARING, Reason.WAITING_FOR_VM_TO_BE_READY_TO_MIGRATE}
@@ -232,7 +246,7 @@ def _decide_start(work: _Work, operation: VirtualMachineOperation, vm: VirtualMa
         return Wait(operation, Reason.NOT_READY, "waits for a node that fits: each starts as many as it may at a time")
     if choice.node is None:
         return Wait(operation, Reason.TARGET_UNSCHEDULABLE, choice.explain())
-    return Go(operation, vm, choice.node, choice.node, Action.START)
+    return Go(operation, vm, choice.node, choice.node, Action.START, is_bound=work.company(vm) is not None)
 
 
 def _decide_migration(work: _Work, operation: VirtualMachineOperation, vm: VirtualMachine) -> Decision:
@@ -242,6 +256,8 @@ def _decide_migration(work: _Work, operation: VirtualMachineOperation, vm: Virtu
     if isinstance(conflict, PolicyConflict):
         return Fail(operation, Reason.NOT_APPLICABLE_FOR_LIVE_MIGRATION_POLICY, conflict.message)
     if vm.status.phase is not VmPhase.RUNNING:
+        if not vm.status.phase.occupies_node and operation.priority is not Priority.PERSON:
+            return NothingToMove(operation, vm)  # what it was to leave, it has left
         if not vm.status.phase.occupies_node:  # else its policy, which waits for this operation, never starts it
             message = f"{vm.name} is {vm.status.phase}, only a Running VM migrates"
             return Fail(operation, Reason.NOT_APPLICABLE_FOR_PHASE, message)
@@ -263,7 +279,7 @@ def _decide_migration(work: _Work, operation: VirtualMachineOperation, vm: Virtu
     demand = _demand(work, operation, vm, {source: "where it runs"})
     target = find_target(nodes, demand, vm, operation, snapshot.now)
     if target.node is not None:
-        return Go(operation, vm, source, target.node, Action.MIGRATE)
+        return Go(operation, vm, source, target.node, Action.MIGRATE, is_bound=demand.company is not None)
     wait = _wait_for_target(operation, target)
     return Check(wait, vm, target.ask) if target.ask else wait
 

@@ -51,6 +51,7 @@ class Neighbours:
         self._groups: dict[Term, _Group] = {}
         self._meant_by: dict[Key, list[_Group]] = defaultdict(list)
         self._by_label: dict[tuple[str, str], set[Key]] | None = None
+        self._places_by_key: dict[str, dict[str, str]] = {}
         self._terms_by_label: dict[tuple[str, str] | None, list[_Group]] = defaultdict(list)
         self._spread_over: dict[tuple[Key, Spread], dict[str, frozenset[str]]] = {}
         with_rules = []
@@ -176,6 +177,12 @@ class Neighbours:
                 total -= self._skew(one, spread, node)
         return total
 
+    def has_wishes(self, key: Key) -> bool:
+        """Whether any preference, its own or another's, concerns a VM: otherwise `liking` is 0 for each node."""
+        rules = self._known[key].rules
+        own = rules.rather_near or rules.rather_apart or any(not spread.is_required for spread in rules.spreads)
+        return bool(own) or any(group.liked for group in self._meant_by.get(key, ()))
+
     def breaks(self, key: Key, node: str, is_excused: Callable[[Key], bool] = lambda _: False) -> str:
         """Say whose rule would be broken if a VM were on this node alone; empty when nobody's that holds now.
 
@@ -208,10 +215,13 @@ class Neighbours:
 
     def _place(self, term: Term, node: str) -> str | None:
         """Give a node's value of a term's label; a host's name is its own without a label too."""
-        state = self._nodes.get(node)
-        if state is not None and (value := state.labels.get(term.topology_key)) is not None:
-            return value
-        return node if term.topology_key == HOSTNAME else None
+        key = term.topology_key
+        places = self._places_by_key.get(key)
+        if places is None:
+            own = {name: name for name in self._nodes} if key == HOSTNAME else {}
+            told = {name: value for name, state in self._nodes.items() if (value := state.labels.get(key)) is not None}
+            places = self._places_by_key[key] = own | told
+        return places.get(node)
 
     def _other(self, places: Mapping[str, set[Key]], term: Term, node: str, but: Key) -> Key | None:
         """Give the first VM in a node's place that is not this one."""

@@ -3,6 +3,10 @@
 "Not seen" is not "stopped". A VM counts as stopped by its stop event with the detail, or by a listing that began after
 the node's last report on it. A domain that left by migration is not stopped: its new host will report it.
 
+A reading that began before the VM's stop was told does not bring it back: the agent reads and reports in two steps, and
+a settlement's answer may come between them. The stop's own event would then be taken for another stop, that nobody
+asked for.
+
 A copy of a lower incarnation is never taken for the VM, whatever becomes of either; a higher one is what runs, and the
 record had lost its start (a failover of Redis).
 """
@@ -54,8 +58,12 @@ def observe(vm: VirtualMachine, node: str, seen: SeenDomain, now: datetime) -> O
         now: For conditions.
     """
     status = vm.status
+    if not seen.state:
+        return Observation()  # it ran, and went before it was ever read: its stop event, which is to come, tells how
     if status.node_name == node and seen.counter < status.counter:
         return Observation()  # older than what is known
+    if status.node_name == node and not status.phase.occupies_node and seen.began < status.counter:
+        return Observation()  # read before its stop was told, and reported after it
     if seen.incarnation < status.incarnation:
         return _observe_outdated(vm, node, seen)
     if seen.incarnation > status.incarnation:
@@ -135,7 +143,7 @@ def _observe_absent(vm: VirtualMachine, node: str, seen: SeenDomain, now: dateti
         )
         return Observation(vm.with_status(conditions=with_condition(status.conditions, condition, now)))
     reason, message = _STOPS.get(seen.reason, (CRASHED, f"it ended on node {node} ({seen.reason or 'not known how'})"))
-    if seen.by_host and reason != DESTROYED:
+    if seen.by_host:
         reason, message = STOPPED_BY_NODE, f"node {node} was shut down"
     stopped = stopped_vm(vm, reason, message, seen.counter, now)
     notes: tuple[Note, ...] = (Note("Stopped", message, warning=reason == CRASHED),)

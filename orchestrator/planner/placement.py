@@ -28,6 +28,10 @@ class Company:
         """Say which rule keeps the VM off a node; empty when none does."""
         return self.neighbours.obstacle(self.key, node)
 
+    def has_wishes(self) -> bool:
+        """Whether `liking` tells nodes apart."""
+        return self.neighbours.has_wishes(self.key)
+
     def liking(self, node: str) -> int:
         """Sum the weights that speak for a node."""
         return self.neighbours.liking(self.key, node)
@@ -148,6 +152,8 @@ def refusal(node: NodeState, demand: Demand) -> str:
         return demand.exclude[node.name]
     if not node.ready:
         return "not Ready"
+    if node.shutting_down:
+        return "shutting down"
     if node.cordoned:
         return "cordoned"
     if demand.node_name and node.name != demand.node_name:

@@ -15,6 +15,7 @@ made; all others may be made at the same time, and any of them may fail.
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from orchestrator.planner.righting import Cause, Righting, Step
 from orchestrator.planner.snapshot import Snapshot
@@ -63,20 +64,27 @@ class Plan:
     is_cut: bool = False
 
 
-def plan_rebalance(snapshot: Snapshot, policy: RebalanceSpec, *, patient_with: frozenset[str] = frozenset()) -> Plan:
+def plan_rebalance(
+    snapshot: Snapshot,
+    policy: RebalanceSpec,
+    *,
+    patient_with: frozenset[str] = frozenset(),
+    resting: Mapping[Key, str] = MappingProxyType({}),
+) -> Plan:
     """Plan the moves of one scan.
 
     Args:
         snapshot: With all VMs and residents. Those in `busy` are not moved.
         policy: Whether it is enabled is not looked at here.
         patient_with: Nodes that are not relieved yet, though they are over a threshold.
+        resting: VMs that are not moved for load, with the reason.
 
     Returns:
         The plan; for its own result, if that was not cut, it is empty. Deterministic.
     """
     if sum(node.ready for node in snapshot.nodes.values()) < LEAST_NODES:
         return Plan()
-    table = Table(snapshot, policy)
+    table = Table(snapshot, policy, resting)
     over = tuple(table.board.names[node] for node in table.overloaded())
     righting = Righting(table, policy, patient_with)
     righting.run()
@@ -110,7 +118,10 @@ def _told(table: Table, steps: list[Step]) -> tuple[Move, ...]:
         elif not step.note or table.is_over(step.source):
             why = reason_for(table, step.number, step.target)
         related = table.board.neighbours.related(piece.key) if piece.is_bound else frozenset()
-        needed = {*from_node[step.target], *of_piece[piece.key], *(n for key in related for n in of_piece.get(key, ()))}
+        left = [earlier for earlier in from_node[step.target] if table.at[steps[earlier].number] != step.target]
+        needed = {*of_piece[piece.key], *(earlier for key in related for earlier in of_piece.get(key, ()))}
+        if not table.has_room_beside(step.number, step.target, [steps[earlier].number for earlier in left]):
+            needed |= set(left)
         from_node[step.source].append(number)
         of_piece[piece.key].append(number)
         moves.append(

@@ -12,12 +12,13 @@ import numpy as np
 
 from orchestrator.planner.evening import even_out
 from orchestrator.planner.relief import relieve
-from orchestrator.planner.search import Goal, cheapest_sequence
+from orchestrator.planner.search import Budget, Goal, cheapest_sequence
 from orchestrator.planner.table import Table
 from orchestrator.planner.telling import considered, load_of
 from orchestrator.resources.rebalancing import RebalanceSpec
 
-_MOST_STATES = 20_000
+_MOST_STATES = 4_000
+"""Arrangements that are looked at in one plan; some seconds at the very worst."""
 _SMALL_NODES, _SMALL_PIECES = 6, 16
 """A herd of this size, as far as its VMs may be moved, is searched as a whole."""
 _NEARBY_NODES, _NEARBY_PIECES = 5, 14
@@ -56,17 +57,23 @@ class Righting:
         self._is_small = len(table.board.names) <= _SMALL_NODES and len(movable) <= _SMALL_PIECES
         self._movable = movable
         self._searches = _MOST_SEARCHES
+        self._budget = Budget(_MOST_STATES)
 
     def run(self) -> None:
         """Look for steps until there are none, or more than one scan may make."""
-        self._put_right()
-        self._search_all()
-        while self._policy.even_out and not self._is_full():
-            found = even_out(self.table, self._policy, self._policy.max_moves + 1 - len(self._steps))
-            self._steps += [Step(number, source, target, Cause.EVENNESS) for number, source, target in found]
+        if not self._policy.even_out:
+            self._put_right()
+            self._search_all()
+            return
+        self._repair()
+        while not self._is_full():
+            sent_mib = sum(self.table.pieces[step.number].cost_mib for step in self._steps)
+            left_mib = max(self._policy.max_gib * 1024 - sent_mib, 0)
+            found = even_out(self.table, self._policy, self._policy.max_moves + 1 - len(self._steps), left_mib)
+            self._steps += [Step(step.number, step.source, step.target, Cause.EVENNESS) for step in found]
+            self._put_right()  # what evening out leaves: it takes off peaks by itself, and with them most of the load
             if not found:
                 return
-            self._put_right()
 
     def taken_back(self) -> list[Step]:
         """Give the steps, with the table as it was before the first."""
@@ -161,7 +168,7 @@ class Righting:
             pieces = self._nearby_pieces(nodes, wrong)
         else:
             return []
-        return cheapest_sequence(self.table, pieces, nodes, goal, most_states=_MOST_STATES) or []
+        return cheapest_sequence(self.table, pieces, nodes, goal, self._budget) or []
 
     def _nearby_nodes(self, node: int, wrong: int | None) -> list[int]:
         """Give a node and those that have the most left; for a VM, of those that suit it."""
@@ -184,32 +191,25 @@ class Righting:
         return sorted(there[:_NEARBY_PIECES])
 
     def _search_all(self) -> None:
-        """See whether all that is wrong in a small herd can be put right, and that for less than was found so far."""
-        if not self._is_small:
+        """See whether all that was wrong in a small herd can be put right for less, or where it could not so far.
+
+        Where nothing could be done at all, each search for a part of it has failed, and there is no way to the whole.
+        """
+        if not self._is_small or not self._steps:
             return
         is_whole = not self._wrong() and not self._over()
         cost_mib = sum(self.table.pieces[step.number].cost_mib for step in self._steps)
         found_so_far = self.taken_back()
         self._steps = []
-        if self._search_from_here(cheaper_than_mib=cost_mib if is_whole else None):
-            self._put_right()
-            return
+        wrong, over = tuple(self._wrong()), tuple(self._over())
+        goals = [Goal(wrong, over)] if is_whole else [Goal(wrong, over), Goal(wrong, below_limits=False)]
+        cause = Cause.LOAD if over else Cause.PLACEMENT
+        nodes = list(range(len(self.table.board.names)))
+        for goal in goals:
+            bound = cost_mib if is_whole else None
+            found = cheapest_sequence(self.table, self._movable, nodes, goal, self._budget, cheaper_than_mib=bound)
+            if self._make(found or (), cause, "makes room for other moves of this plan"):
+                self._put_right()
+                return
         for step in found_so_far:
             self._make([(step.number, step.target)], step.cause, step.note)
-        if found_so_far and not is_whole:
-            self._search_from_here()
-
-    def _search_from_here(self, cheaper_than_mib: int | None = None) -> bool:
-        wrong, over = tuple(self._wrong()), tuple(self._over())
-        goals = [Goal(wrong, over)]
-        if cheaper_than_mib is None and wrong:
-            goals.append(Goal(wrong, below_limits=False))
-        nodes = list(range(len(self.table.board.names)))
-        cause = Cause.LOAD if over else Cause.PLACEMENT
-        for goal in goals if wrong or over else ():
-            found = cheapest_sequence(
-                self.table, self._movable, nodes, goal, most_states=_MOST_STATES, cheaper_than_mib=cheaper_than_mib
-            )
-            if self._make(found or (), cause, "makes room for other moves of this plan"):
-                return True
-        return False

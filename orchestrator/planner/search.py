@@ -32,13 +32,20 @@ class Goal:
     below_limits: bool = True
 
 
+@dataclass(slots=True)
+class Budget:
+    """How many arrangements may still be looked at."""
+
+    states: int
+
+
 def cheapest_sequence(
     table: Table,
     pieces: Sequence[int],
     nodes: Sequence[int],
     goal: Goal,
+    budget: Budget,
     *,
-    most_states: int,
     cheaper_than_mib: int | None = None,
 ) -> list[tuple[int, int]] | None:
     """Find the cheapest moves to a goal.
@@ -48,7 +55,7 @@ def cheapest_sequence(
         pieces: VMs that may be moved; each is on one of the nodes.
         nodes: Where they may go.
         goal: Of this part of the herd.
-        most_states: So many arrangements are looked at, at most.
+        budget: Is used up; nothing is found with none left.
         cheaper_than_mib: What costs as much or more is no answer.
 
     Returns:
@@ -57,7 +64,7 @@ def cheapest_sequence(
     search = _Search(table, tuple(pieces), tuple(nodes), goal)
     bound = _NEVER if cheaper_than_mib is None else cheaper_than_mib
     try:
-        return search.run(most_states, bound)
+        return search.run(budget, bound)
     finally:
         search.restore()
 
@@ -104,20 +111,20 @@ class _Search:
     def _sum(self, amounts: list[int], node: int) -> int:
         return sum(amount for amount, at in zip(amounts, self._start, strict=True) if at == node)
 
-    def run(self, most_states: int, bound: int) -> list[tuple[int, int]] | None:
+    def run(self, budget: Budget, bound: int) -> list[tuple[int, int]] | None:
         start = self._start
         best: dict[_State, int] = {start: 0}
         came: dict[_State, tuple[_State, int, int]] = {}
         heap = [(self._least(start), 0, 0, start)]
-        pushed, looked_at = 0, 0
-        while heap and looked_at < most_states:
+        pushed = 0
+        while heap and budget.states:
             estimate, steps, _, state = heapq.heappop(heap)
             if estimate >= bound:
                 return None
             cost = best[state]
             if estimate > cost + self._least(state):
                 continue  # a cheaper way to it was found since
-            looked_at += 1
+            budget.states -= 1
             self._become(state)
             if self._is_goal(state):
                 return self._way(state, came)

@@ -23,6 +23,7 @@ class NodeState:
         inbound: Migrations that reach it.
         starting: VMs that are being started on it.
         generation: Of its agent, new at each of its starts.
+        shutting_down: Whether its host is on its way down.
         platform: Tells hosts with the same CPU and hypervisor; empty if not known.
         domain_type: What domains run by on it: `kvm` or `qemu`.
         cpu_shares: Whether it can weigh domains against each other.
@@ -43,6 +44,7 @@ class NodeState:
     migration_uri: str = ""
     generation: str = ""
     platform: str = ""
+    shutting_down: bool = False
     taints: tuple[Taint, ...] = ()
     domain_type: str = "kvm"
     cpu_shares: bool = True
@@ -51,7 +53,7 @@ class NodeState:
     @property
     def schedulable(self) -> bool:
         """Whether VMs may start or land on it."""
-        return self.ready and not self.cordoned
+        return self.ready and not self.cordoned and not self.shutting_down
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Snapshot:
         busy: VMs that must not be touched now, with the reason (an unknown migration of theirs runs).
         held: Operations that wait for the end of one that they superseded, or of an adoption, with the reason.
         vms: At least those of the pending operations.
+        placements: Grants that placed a VM, ever; all of them are in `residents`.
         residents: All VMs that take room of a node, as the rules between VMs see them.
     """
 
@@ -86,6 +89,7 @@ class Snapshot:
     memory_overhead_mib: int = 0
     limits: Limits = Limits()
     classes: Mapping[str, VirtualMachineClass] = field(default_factory=dict)
+    placements: int = 0
     residents: Mapping[Key, Resident] = field(default_factory=dict)
 
     def class_of(self, vm: VirtualMachine) -> VirtualMachineClass | None:

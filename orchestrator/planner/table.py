@@ -4,8 +4,9 @@ A move is legal when its target is open, suits the VM, has the room while the VM
 and when no rule of another VM that holds now is broken by it. Plans are made of legal moves, one after the other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -45,7 +46,9 @@ class Table:
         cpu_limit, memory_limit_mib: Of each node, what may be taken without its being over a threshold.
     """
 
-    def __init__(self, snapshot: Snapshot, policy: RebalanceSpec) -> None:
+    def __init__(
+        self, snapshot: Snapshot, policy: RebalanceSpec, resting: Mapping[Key, str] = MappingProxyType({})
+    ) -> None:
         self.board = board = Board(snapshot)
         self.cpu_limit = board.cpu_millicores * policy.thresholds.cpu // 100
         self.memory_limit_mib = board.memory_mib * policy.thresholds.memory // 100
@@ -60,6 +63,7 @@ class Table:
             node = board.index.get(vm.status.node_name)
             if node is not None and vm.status.phase.occupies_node and key in snapshot.residents:
                 self._add(snapshot, vm, node)
+        self._let_rest(resting)
         self.cpu = np.array([piece.demand.cpu_millicores for piece in self.pieces], dtype=np.int64)
         self.memory = np.array([piece.demand.memory_mib for piece in self.pieces], dtype=np.int64)
         self.cost = np.array([piece.cost_mib for piece in self.pieces], dtype=np.int64)
@@ -89,6 +93,12 @@ class Table:
         if len(snapshot.residents[key].nodes) > 1:
             self._leaving_cpu[node] += demand.cpu_millicores
             self._leaving_memory[node] += demand.memory_mib
+
+    def _let_rest(self, resting: Mapping[Key, str]) -> None:
+        """Pin VMs that have moved lately, unless they must not stay where they are."""
+        for number, piece in enumerate(self.pieces):
+            if piece.key in resting and not piece.pinned and not self.wrong(number):
+                self.pieces[number] = replace(piece, pinned=resting[piece.key])
 
     def over(self) -> tuple[Amounts, Amounts]:
         """Give by how much each node is over its limits once those that leave it now are gone: millicores, MiB.
@@ -125,6 +135,19 @@ class Table:
             mask &= board.with_room(piece.demand)
         mask[self.at[number]] = False
         return mask
+
+    def has_room_beside(self, number: int, node: int, others: list[int]) -> bool:
+        """Whether a VM that fits on a node would fit as well if some others were there too.
+
+        To fit within the limits where it does so now, or else within what there is.
+        """
+        board = self.board
+        for cpu, memory in ((self.cpu_limit, self.memory_limit_mib), (board.cpu_millicores, board.memory_mib)):
+            cpu_left = int(cpu[node] - board.cpu_used_millicores[node] - self.cpu[number])
+            memory_left = int(memory[node] - board.memory_used_mib[node] - self.memory[number])
+            if cpu_left >= 0 and memory_left >= 0:
+                return cpu_left >= int(self.cpu[others].sum()) and memory_left >= int(self.memory[others].sum())
+        return False
 
     def objection(self, number: int, node: int) -> str:
         """Say which rule between VMs is against a move; empty when none is."""

@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
-from orchestrator.resources.meta import Model, Name, is_stored, misplaced, shown
+from orchestrator.resources.meta import Model, is_stored, misplaced
+from orchestrator.resources.names import Name, shown
 
 _LONGEST_PATH = 1024
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")

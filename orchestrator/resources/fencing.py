@@ -10,9 +10,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
+from orchestrator.resources.grant import Order
 from orchestrator.resources.meta import Model, Resource, Timestamp, is_stored, misplaced
 from orchestrator.resources.scheduling import Taint
-from orchestrator.resources.vmop import Order
 
 ENABLED_LABEL = "node-manager.deckhouse.io/fencing-enabled"
 """The platform's label of nodes that may be fenced."""

@@ -7,7 +7,7 @@ what it stands in). So a manifest is measured first, without following it deeper
 from typing import Any, Final
 
 from orchestrator.errors import Invalid
-from orchestrator.resources.meta import shown
+from orchestrator.resources.names import shown
 
 DEEPEST: Final = 32
 MOST_VALUES: Final = 50_000

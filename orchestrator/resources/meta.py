@@ -6,19 +6,20 @@ that it was made from.
 
 import re
 from datetime import UTC, datetime
+from functools import cache
 from typing import Annotated, Any, ClassVar, Final, Literal, NewType, Self, TypeVar
 from uuid import uuid4
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, ValidationInfo
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, ValidationInfo
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from orchestrator.errors import Invalid
+from orchestrator.resources.names import SHOWN_AT_MOST, Annotations, Labels, check_name, shown
 
 Key = NewType("Key", str)
 """`namespace/name`, or `name` alone for what has no namespace."""
 
-DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _GENERATED_FROM = 58
 """As much of generateName is kept as leaves room for five characters, as Kubernetes does."""
 GROUP_VERSION: Final = "virtualization.deckhouse.io/v1alpha2"
@@ -26,27 +27,14 @@ DEFAULT_NAMESPACE = "default"
 
 STORED: Final = {"stored": True}
 """Validation context of what the store gives: it was checked at admission, and costly checks are not done again."""
-_SHOWN_AT_MOST = 80
-_LONGEST_NUMBER = 256
-"""In bits."""
 _CAUSES_AT_MOST = 20
 _MISPLACED: Final = "misplaced"
-
-
-def check_name(value: str) -> str:
-    """Accept a DNS-1123 label only: names become parts of Redis keys and ACL patterns."""
-    if not DNS_LABEL.fullmatch(value):
-        raise ValueError(
-            f"{shown(value)} is not a DNS label: lower-case letters, digits and '-', 1 to 63, no '-' at either end"
-        )
-    return value
 
 
 def _rfc3339(value: datetime) -> str:
     return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-Name = Annotated[str, AfterValidator(check_name)]
 Timestamp = Annotated[datetime, PlainSerializer(_rfc3339, return_type=str)]
 
 _QUANTITY = re.compile(r"([0-9]{1,18})(Ki|Mi|Gi|Ti|k|M|G|T)?")
@@ -78,8 +66,8 @@ class ObjectMeta(Model):
     generate_name: str = ""
     namespace: str = ""
     uid: str = ""
-    labels: dict[str, str] = Field(default_factory=dict)
-    annotations: dict[str, str] = Field(default_factory=dict)
+    labels: Labels = Field(default_factory=dict)
+    annotations: Annotations = Field(default_factory=dict)
     creation_timestamp: Timestamp | None = None
     deletion_timestamp: Timestamp | None = None
     finalizers: tuple[str, ...] = ()
@@ -132,8 +120,36 @@ class Resource(Model):
         return int(self.metadata.resource_version or 0)
 
     def manifest(self) -> dict[str, Any]:
-        """Give it as JSON-able data without empty fields."""
-        return prune(self.model_dump(mode="json", by_alias=True))
+        """Give it as JSON-able data without empty fields.
+
+        What people name themselves stays though it is empty: a label without a value is a label.
+        """
+        data: dict[str, Any] = _without_empty_fields(self, self.model_dump(mode="json", by_alias=True))
+        return data
+
+
+@cache
+def _fields(model: type[BaseModel]) -> tuple[tuple[str, str], ...]:
+    """Give a model's fields, each with the name that it is written by."""
+    return tuple((name, field.serialization_alias or field.alias or name) for name, field in model.model_fields.items())
+
+
+def _without_empty_fields(value: Any, dumped: Any) -> Any:
+    """Drop from a dump what is empty and a model's field; maps keep what is in them."""
+    if isinstance(value, BaseModel) and isinstance(dumped, dict):
+        result: dict[str, Any] = {}
+        for name, alias in _fields(type(value)):
+            kept = dumped.get(alias)
+            if isinstance(kept, dict | list):
+                kept = _without_empty_fields(getattr(value, name), kept)
+            if kept is not None and kept not in ("", {}, []):
+                result[alias] = kept
+        return result
+    if isinstance(value, dict) and isinstance(dumped, dict):
+        return {str(key): _without_empty_fields(item, dumped[str(key)]) for key, item in value.items()}
+    if isinstance(value, tuple | list) and isinstance(dumped, list):
+        return [_without_empty_fields(item, shown) for item, shown in zip(value, dumped, strict=True)]
+    return dumped
 
 
 def prune(value: dict[str, Any]) -> dict[str, Any]:
@@ -244,16 +260,6 @@ def parse(model: type[_Parsed], data: Any) -> _Parsed:
         raise Invalid("; ".join(said), causes) from error
 
 
-def shown(value: object) -> str:
-    """Write a value from outside into a message, cut where it is long."""
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > _LONGEST_NUMBER:
-        return f"a number of {value.bit_length()} bits"  # Python refuses to write the largest ones in decimal
-    if isinstance(value, dict | list | tuple | set):
-        return f"a {type(value).__name__}"
-    text = repr(value)
-    return text if len(text) <= _SHOWN_AT_MOST else f"{text[: _SHOWN_AT_MOST - 1]}…"
-
-
 def _causes(error: Any) -> list[tuple[str, str]]:
     path = _path(error["loc"])
     if error["type"] != _MISPLACED:
@@ -269,7 +275,7 @@ def _path(location: tuple[int | str, ...]) -> str:
 def _key(name: str) -> str:
     """Write the name of a field, which may be anything: what can't be printed is escaped, and it is cut where long."""
     printed = name if name.isprintable() else name.encode("unicode_escape").decode()
-    return printed if len(printed) <= _SHOWN_AT_MOST else f"{printed[:_SHOWN_AT_MOST]}…"
+    return printed if len(printed) <= SHOWN_AT_MOST else f"{printed[:SHOWN_AT_MOST]}…"
 
 
 def _say(error: Any) -> str:

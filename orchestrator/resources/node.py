@@ -1,5 +1,6 @@
 """`Node`: a hypervisor host, in the shape of Kubernetes' own; and what its inventory last said."""
 
+import re
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
@@ -7,6 +8,10 @@ from pydantic import Field, ValidationInfo, model_validator
 from orchestrator.resources.cpu import NodeCpu
 from orchestrator.resources.meta import Condition, Model, Resource, Timestamp, find_condition, is_stored, misplaced
 from orchestrator.resources.scheduling import Taint
+
+_VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,3}")
+HYPERVISOR_LABEL = "vmherd.dev/hypervisor-version"
+"""Of each node: its QEMU's version, as its agent tells it. The node's own, as its name is."""
 
 Count = Annotated[int, Field(ge=0, le=2**40)]
 """What a node counts. Bounded, as scripts and other nodes' counters go on from it."""
@@ -66,6 +71,12 @@ class HypervisorInfo(Model):
     cpu: NodeCpu | None = None
 
     @property
+    def number(self) -> str:
+        """The number alone of its version, which can be a label: `7.2.22` of `QEMU 7.2.22`; empty if not known."""
+        found = _VERSION.search(self.version)
+        return found[0] if found else ""
+
+    @property
     def platform(self) -> str:
         """Equal for hosts with the same CPU and the same hypervisor; empty where that is not known."""
         parts = (self.cpu_model, self.version, self.libvirt_version)
@@ -123,13 +134,15 @@ class SeenDomain(Model):
     """One domain as its host last reported it.
 
     Attributes:
-        state: A `workers.hypervisor.port.DomainState`.
+        state: A `workers.hypervisor.port.DomainState`; empty for one that ran and went before it was ever read.
         vm: `namespace/name` from the domain's own metadata, empty for what we don't manage.
         ran: Whether it ran here since it came. So a copy that is gone is told from one that never ran: the first has
             changed its disk, and the source's older copy must not be resumed.
         persistent: Whether its host has a definition of it. Not of ours, unless somebody defined it behind our back.
         by_host: Whether it went while its host was being shut down: the node's doing, not the guest's.
         counter: The number of the report.
+        began: The node's counter when it was read: the report may have been overtaken by those since. An event's own
+            number, as nothing was read.
     """
 
     name: str
@@ -146,6 +159,7 @@ class SeenDomain(Model):
     persistent: bool = False
     by_host: bool = False
     counter: int = 0
+    began: Count = 0
 
 
 class NodeInventory(Resource):

@@ -11,44 +11,11 @@ from typing import Annotated, Literal, Self, assert_never
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from orchestrator.resources.meta import DNS_LABEL, Model, is_stored, misplaced, shown
+from orchestrator.resources.meta import Model, is_stored, misplaced
+from orchestrator.resources.names import DNS_LABEL, LabelKey, Labels, LabelValue, check_label_key
 
-_NAME_PART = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_LONGEST_SUBDOMAIN = 253
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
-
-def check_subdomain(value: str) -> str:
-    """Accept a DNS-1123 subdomain, as names of cluster-wide things are."""
-    if len(value) > _LONGEST_SUBDOMAIN or not _SUBDOMAIN.fullmatch(value):
-        raise ValueError(f"{shown(value)} is not a DNS subdomain: lower-case letters, digits, '-' and '.', at most 253")
-    return value
-
-
-def check_label_key(value: str) -> str:
-    """Accept a label's key: `name` or `prefix.example/name`."""
-    prefix, separator, name = value.rpartition("/")
-    is_prefixed = len(prefix) <= _LONGEST_SUBDOMAIN and _SUBDOMAIN.fullmatch(prefix)
-    if not _NAME_PART.fullmatch(name) or (separator and not is_prefixed):
-        raise ValueError(f"{shown(value)} is not a label key such as zone or example.com/zone")
-    return value
-
-
-def check_label_value(value: str) -> str:
-    """Accept a label's value: at most 63 letters, digits, '-', '_', '.'; or empty."""
-    if value and not _NAME_PART.fullmatch(value):
-        raise ValueError(
-            f"{shown(value)} is not a label value: at most 63 letters, digits, '-', '_', '.', a letter or digit at "
-            "both ends"
-        )
-    return value
-
-
-LabelKey = Annotated[str, AfterValidator(check_label_key)]
-LabelValue = Annotated[str, AfterValidator(check_label_value)]
-Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]
-Subdomain = Annotated[str, AfterValidator(check_subdomain)]
 Namespace = Annotated[str, Field(pattern=f"^{DNS_LABEL.pattern}$")]
 Weight = Annotated[int, Field(ge=1, le=100)]
 

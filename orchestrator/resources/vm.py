@@ -100,6 +100,8 @@ class VirtualMachineStatus(Model):
         machine: What it was given at its last start: it is given the same at the next.
         applied: The spec that it was started with, kept from the first change on that needs a restart; None: `spec`.
         restart_awaiting_changes: What a restart would change.
+        firmware: Version of the QEMU that it runs on; empty where that is not known.
+        firmware_update: The version for which it was last asked to move to a newer one.
         adoption: Its adoption or release, while that is under way: nothing else is done to it then.
     """
 
@@ -115,6 +117,8 @@ class VirtualMachineStatus(Model):
     not_before: Timestamp | None = None
     needs: MachineNeeds | None = None
     arrivals: dict[str, Arrival] = Field(default_factory=dict)
+    firmware: str = ""
+    firmware_update: str = ""
     adoption: Adoption | None = None
     conditions: tuple[Condition, ...] = ()
     migration_state: MigrationState | None = None

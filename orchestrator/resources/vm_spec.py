@@ -19,8 +19,9 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 
 from orchestrator.resources.cpu import CpuWord
 from orchestrator.resources.devices import Disk, Interface, duplicates
-from orchestrator.resources.meta import Model, is_stored, misplaced, quantity_bytes, shown, unquoted
-from orchestrator.resources.scheduling import Affinity, Labels, Subdomain, Toleration, TopologySpreadConstraint
+from orchestrator.resources.meta import Model, is_stored, misplaced, quantity_bytes, unquoted
+from orchestrator.resources.names import Labels, Subdomain, shown
+from orchestrator.resources.scheduling import Affinity, Toleration, TopologySpreadConstraint
 from orchestrator.resources.xml_input import read_domain
 
 MOST_MEMORY: Final = 2**46

@@ -26,7 +26,7 @@ from orchestrator.resources import (
     with_condition,
 )
 from orchestrator.resources.adoption import Adoption, AdoptionStep, RecordedDefinition, fingerprint
-from orchestrator.resources.meta import check_name
+from orchestrator.resources.names import check_name
 from orchestrator.resources.vm import VirtualMachineStatus
 from orchestrator.services.adoption_orders import (
     RUNS,

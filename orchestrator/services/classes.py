@@ -2,7 +2,15 @@
 
 from orchestrator.errors import Conflict, Refused
 from orchestrator.planner.classes import class_condition, evaluated, uses
-from orchestrator.resources import Node, VirtualMachine, VirtualMachineClass, new_metadata, with_condition
+from orchestrator.resources import (
+    Node,
+    ObjectMeta,
+    Resource,
+    VirtualMachine,
+    VirtualMachineClass,
+    new_metadata,
+    with_condition,
+)
 from orchestrator.resources.pending import with_pending
 from orchestrator.services.context import Context, deciding, wake_grant
 from orchestrator.services.herd import Herd
@@ -25,8 +33,13 @@ def create_class(ctx: Context, wanted: VirtualMachineClass) -> VirtualMachineCla
     return created  # type: ignore[return-value]
 
 
-def update_class(ctx: Context, wanted: VirtualMachineClass) -> VirtualMachineClass:
-    """Replace the spec of a class; its CPU is made anew. VMs that run keep theirs until they are restarted.
+def update_class(ctx: Context, wanted: VirtualMachineClass, *, keeps_metadata: bool = False) -> VirtualMachineClass:
+    """Replace a class's spec, labels and annotations; its CPU is made anew. VMs that run keep theirs until a restart.
+
+    Args:
+        ctx: To work with.
+        wanted: Read from a manifest; its status counts for nothing.
+        keeps_metadata: Labels and annotations that it does not name stay.
 
     Returns:
         The class; as it was when nothing differs.
@@ -39,9 +52,10 @@ def update_class(ctx: Context, wanted: VirtualMachineClass) -> VirtualMachineCla
     def decide() -> VirtualMachineClass:
         old = ctx.store.get(VirtualMachineClass, wanted.name)
         check_version(old, wanted)
+        kept = old.metadata if keeps_metadata else ObjectMeta()
         meta = old.metadata.with_(
-            labels={**old.metadata.labels, **wanted.metadata.labels},
-            annotations={**old.metadata.annotations, **wanted.metadata.annotations},
+            labels={**kept.labels, **wanted.metadata.labels},
+            annotations={**kept.annotations, **wanted.metadata.annotations},
         )
         if wanted.spec != old.spec:
             meta = meta.with_(generation=old.metadata.generation + 1)
@@ -80,7 +94,7 @@ def delete_class(ctx: Context, name: str) -> VirtualMachineClass:
     return deciding(decide)
 
 
-def check_version(stored: VirtualMachineClass | VirtualMachine, wanted: VirtualMachineClass | VirtualMachine) -> None:
+def check_version(stored: Resource, wanted: Resource) -> None:
     """Refuse a change that was made from another version than what is stored.
 
     Raises:

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from orchestrator.errors import Conflict, StoreUnavailable
 from orchestrator.logs import logger
-from orchestrator.planner.flow import Note, Transition, rest_s
+from orchestrator.planner.flow import Note, Transition
+from orchestrator.planner.rounds import rest_s
 from orchestrator.queues import CONTROL, Message, Messenger, Task, lifecycle_queue, migrate_queue
 from orchestrator.resources import (
     Action,
@@ -28,6 +29,13 @@ from orchestrator.store.connection import redis_errors
 T = TypeVar("T")
 log = logger(__name__)
 
+_SUBJECTS = {
+    "VirtualMachineOperation": "operation",
+    "VirtualMachine": "vm",
+    "Node": "node",
+    "VirtualMachineClass": "class",
+}
+"""What a log line calls those that it is about."""
 _ATTEMPTS = 20
 _RESULT_AFTER_MS = 5_000
 
@@ -89,8 +97,8 @@ def add_notes(batch: Batch, subjects: Iterable[Resource | None], notes: Iterable
     for note in notes:
         for subject in present:
             batch.create(event_about(subject, note.reason, note.message, at, warning=note.warning))
-        about = [f"{subject.kind_name}/{subject.key}" for subject in present]
-        batch.tell(note.reason, warning=note.warning, message=note.message, about=about)
+        about = {_SUBJECTS.get(subject.kind_name, subject.kind_name): subject.key for subject in present}
+        batch.tell(note.reason, warning=note.warning, message=note.message, **about)
 
 
 def put_transition(
@@ -162,6 +170,8 @@ def send_orders(ctx: Context, operation: VirtualMachineOperation) -> None:
 
 def wake_grant(ctx: Context) -> None:
     """Have the grant task look at what is pending. Wake-ups that come while one is on its way are one."""
+    if ctx.store.is_dry:
+        return  # the mark of a wake-up that is never sent would hold back the next one
     try:
         with redis_errors(ctx.store.redis):
             is_first = ctx.store.redis.set(keys.wanted("grant"), "1", nx=True, px=keys.WANTED_TTL_MS)

@@ -1,60 +1,30 @@
-"""Moving VMs off a node whose host shuts down.
+"""The operations by which VMs leave a node: `evacuation-*`, of the priority of maintenance."""
 
-Each VM that runs there gets an Evict named `evacuation-*`. One that can't migrate, or fits nowhere, stays until the
-host's own deadline, and is stopped then as the node's doing (`workers.shutdown`).
-"""
+from uuid import uuid4
 
-from orchestrator.errors import Invalid, NotFound, Refused
-from orchestrator.logs import logger
-from orchestrator.resources import (
-    Node,
-    ObjectMeta,
-    OperationType,
-    Priority,
-    VirtualMachine,
-    VirtualMachineOperation,
-    VmPhase,
-)
-from orchestrator.resources.vmop import PRIORITY_ANNOTATION, OperationSpec
-from orchestrator.services.context import Context
-from orchestrator.services.herd import Herd
-from orchestrator.services.operations import create_operation
-
-log = logger(__name__)
+from orchestrator.resources import ObjectMeta, OperationType, Priority, VirtualMachine, VirtualMachineOperation
+from orchestrator.resources.drain import DRAIN_ANNOTATION
+from orchestrator.resources.vmop import PRIORITY_ANNOTATION, MigrateTo, OperationSpec
 
 
-def empty(ctx: Context, node: str) -> None:
-    """Ask for the evacuation of each VM that runs on a node and on which nothing is under way."""
-    _evict(ctx, [vm for vm in ctx.store.all(VirtualMachine) if vm.status.node_name == node])
+def evacuation(
+    vm: VirtualMachine, node: str, kind: OperationType = OperationType.EVICT, *, to: str = ""
+) -> VirtualMachineOperation:
+    """Make the operation by which a VM leaves a node, or comes back to it; to be admitted as any other.
 
-
-def empty_again(ctx: Context, herd: Herd) -> None:
-    """Ask again for what is still on nodes that shut down: an evacuation failed, or a VM came free since."""
-    leaving = {node.name for node in herd.follower.all(Node) if node.is_shutting_down and node.is_ready}
-    if not leaving:
-        return
-    held = {operation.vm_key for operation in herd.open_operations()}
-    _evict(
-        ctx,
-        [vm for vm in herd.follower.all(VirtualMachine) if vm.status.node_name in leaving and vm.key not in held],
-    )
-
-
-def _evict(ctx: Context, vms: list[VirtualMachine]) -> None:
-    for vm in sorted(vms, key=lambda vm: vm.key):
-        if vm.status.phase is not VmPhase.RUNNING:
-            continue
-        try:
-            create_operation(ctx, _evacuation(vm))
-        except (Invalid, NotFound, Refused) as error:
-            log.info("not evacuated", vm=vm.key, why=str(error))
-
-
-def _evacuation(vm: VirtualMachine) -> VirtualMachineOperation:
+    Args:
+        vm: That is moved, or restarted elsewhere.
+        node: Whose drain it belongs to.
+        kind: Evict; Restart of one that can't migrate; Migrate of one that comes back.
+        to: Of a Migrate.
+    """
+    stem = f"{'return' if to else 'evacuation'}-{vm.name}"[:57]
     meta = ObjectMeta(
-        generate_name=f"evacuation-{vm.name}-"[:57],
+        name=f"{stem.rstrip('-')}-{uuid4().hex[:5]}",
         namespace=vm.metadata.namespace,
-        annotations={PRIORITY_ANNOTATION: str(Priority.MAINTENANCE.value)},
+        annotations={PRIORITY_ANNOTATION: str(Priority.MAINTENANCE.value), DRAIN_ANNOTATION: node},
     )
-    spec = OperationSpec(type=OperationType.EVICT, virtual_machine_name=vm.name)
-    return VirtualMachineOperation(metadata=meta, spec=spec)
+    migrate = MigrateTo(node_name=to) if to else None
+    return VirtualMachineOperation(
+        metadata=meta, spec=OperationSpec(type=kind, virtual_machine_name=vm.name, migrate=migrate)
+    )

@@ -110,7 +110,7 @@ def answer_for(ctx: Context, key: str, name: str) -> None:
     operation, vm = load_pair(ctx.store, key)
     grant = operation.status.grant if operation is not None else None
     order = grant.settlement.orders.get(name) if grant is not None and grant.settlement is not None else None
-    if operation is None or order is None:
+    if operation is None or grant is None or order is None:
         return
     batch, at = ctx.store.batch(), ctx.store.now()
     # The evidence is later than all that the node reported.
@@ -121,7 +121,7 @@ def answer_for(ctx: Context, key: str, name: str) -> None:
     if transition is None:
         return
     if transition.ended:
-        for after in after_end(ctx, transition.operation):
+        for after in after_end(ctx, transition.operation, grant):
             after()
         return
     send_orders(ctx, transition.operation)

@@ -7,13 +7,14 @@ schedulable nodes counted there and then), that the target may take VMs, and tha
 from collections.abc import Iterator
 
 from orchestrator.errors import Conflict
-from orchestrator.planner.flow import failed, granted, is_said, nothing_to_stop, say
+from orchestrator.planner.flow import failed, granted, is_said, nothing_to_move, nothing_to_stop, say
 from orchestrator.planner.migration import (
     NO_NODE_FITS,
     WITHOUT_TARGET,
     Check,
     Fail,
     Go,
+    NothingToMove,
     NothingToStop,
     Wait,
     plan_grants,
@@ -32,13 +33,15 @@ from orchestrator.resources import (
     VirtualMachineOperation,
     render_domain,
 )
-from orchestrator.services import preflight
+from orchestrator.resources.drain import DRAIN_ANNOTATION
+from orchestrator.services import drains, preflight
 from orchestrator.services.context import (
     Context,
     log,
     put_timers,
     put_transition,
     send_grant,
+    wake_grant,
 )
 from orchestrator.services.herd import Herd
 from orchestrator.services.migrations import foreseen, migration_terms
@@ -63,13 +66,15 @@ def grant_pending(ctx: Context, herd: Herd) -> int:
     snapshot = herd.snapshot()
     epochs = _epochs(ctx, len(snapshot.pending))
     waiting: list[Wait] = []
-    count = 0
+    count, placed, is_outdated = 0, 0, False
     for decision in plan_grants(snapshot):
         try:
             match decision:
                 case Go():
-                    refusal = _grant(ctx, snapshot, decision, next(epochs))
+                    refusal = _grant(ctx, snapshot, decision, next(epochs), snapshot.placements + placed)
                     count += refusal is None
+                    placed += refusal is None and decision.action is not Action.STOP
+                    is_outdated |= refusal is not None and refusal.check == "placements"
                     if refusal is not None and refusal.check == "identity":
                         return count  # recovery mode: nothing is granted
                 case Wait() if _has_waited_too_long(ctx, snapshot, decision):
@@ -82,11 +87,13 @@ def grant_pending(ctx: Context, herd: Herd) -> int:
                     _ask(ctx, snapshot, decision)
                 case Fail():
                     _fail(ctx, decision.operation, decision.reason, decision.message)
-                case NothingToStop():
+                case NothingToStop() | NothingToMove():
                     _end_without_grant(ctx, decision)
         except Conflict:
             continue  # someone changed it meanwhile, and whoever did so wakes this task again
     _tell(ctx, snapshot, waiting)
+    if is_outdated:
+        wake_grant(ctx)
     return count
 
 
@@ -96,7 +103,7 @@ def _epochs(ctx: Context, most: int) -> Iterator[int]:
         yield from ctx.store.next_epochs(min(most, _EPOCHS_AT_A_TIME))
 
 
-def _grant(ctx: Context, snapshot: Snapshot, go: Go, epoch: int) -> Refusal | None:
+def _grant(ctx: Context, snapshot: Snapshot, go: Go, epoch: int, placements: int) -> Refusal | None:
     at = ctx.now()
     target = snapshot.nodes[go.target]
     migrates = go.action is Action.MIGRATE
@@ -126,6 +133,9 @@ def _grant(ctx: Context, snapshot: Snapshot, go: Go, epoch: int) -> Refusal | No
         limits = snapshot.limits
         batch.check("slots", go.operation.key, go.node, go.target, limits.outbound_per_node, limits.inbound_per_node)
     if go.action is not Action.STOP:
+        if go.is_bound:  # another worker may have put a VM that its rules are about where this plan did not see it
+            batch.check("placements", placements)
+        batch.effect("HINCRBY", keys.PLACEMENTS, "count", 1)
         batch.check("schedulable", go.target)
         batch.check("fits", go.target, grant.memory_mib, grant.cpu_millicores, target.memory_mib, target.cpu_millicores)
     if transition.vm is None:
@@ -135,9 +145,16 @@ def _grant(ctx: Context, snapshot: Snapshot, go: Go, epoch: int) -> Refusal | No
     put_timers(ctx, batch, transition.operation)
     answer = ctx.store.commit(batch)
     if isinstance(answer, Refusal):
-        log.info("grant refused", operation=go.operation.key, check=answer.check, detail=answer.detail)
+        log.info(
+            "grant refused",
+            operation=go.operation.key,
+            vm=go.operation.vm_key,
+            check=answer.check,
+            detail=answer.detail,
+        )
         return answer
-    log.info("granted", operation=go.operation.key, node=go.node, target=go.target, epoch=grant.epoch)
+    about = {"operation": go.operation.key, "vm": go.operation.vm_key}
+    log.info("granted", **about, action=grant.action.value, node=go.node, target=go.target, epoch=grant.epoch)
     send_grant(ctx, transition.operation)
     return None
 
@@ -202,9 +219,12 @@ def _waits(wait: Wait, snapshot: Snapshot) -> VirtualMachineOperation | None:
     return new.with_status(unschedulable_since=(since or at) if is_unschedulable else None)
 
 
-def _end_without_grant(ctx: Context, decision: NothingToStop) -> None:
+def _end_without_grant(ctx: Context, decision: NothingToStop | NothingToMove) -> None:
     at = ctx.now()
-    transition = nothing_to_stop(decision.operation, decision.vm, at)
+    if isinstance(decision, NothingToStop):
+        transition = nothing_to_stop(decision.operation, decision.vm, at)
+    else:
+        transition = nothing_to_move(decision.operation, decision.vm, at)
     batch = ctx.store.batch()
     put_transition(batch, decision.operation, decision.vm, transition, at)
     ctx.store.must_commit(batch)
@@ -220,3 +240,4 @@ def _fail(ctx: Context, operation: VirtualMachineOperation, reason: Reason, mess
     ctx.store.must_commit(batch)
     publish_result(ctx, transition.operation)
     keep(ctx, operation.vm_key)
+    drains.wake_for(ctx, operation.metadata.annotations.get(DRAIN_ANNOTATION, ""))

@@ -4,38 +4,60 @@ What a snapshot says of a node is kept until something on that node changes, so 
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import cast
 
 from orchestrator.planner.applicability import handed_over
+from orchestrator.planner.drain import by_remaining_work
 from orchestrator.planner.rules import Resident, resident
 from orchestrator.planner.snapshot import Limits, NodeState, Snapshot
 from orchestrator.queues import STARTS_PER_NODE
 from orchestrator.resources import (
     Action,
     Key,
+    Maintenance,
     Node,
+    NodeDrain,
     NodeFencing,
     NodeInventory,
     VirtualMachine,
     VirtualMachineClass,
     VirtualMachineOperation,
 )
+from orchestrator.resources.maintenance import NodeStage
+from orchestrator.resources.scheduling import Taint, TaintEffect
 from orchestrator.store import Change, Store, keys
+from orchestrator.store.connection import redis_errors
 from orchestrator.store.follower import Follower
 
-KINDS = (Node, NodeFencing, NodeInventory, VirtualMachine, VirtualMachineClass, VirtualMachineOperation)
+YET_TO_COME = Taint(key="vmherd.dev/maintenance-to-come", effect=TaintEffect.PREFER_NO_SCHEDULE)
+"""Of a node that a rolling maintenance has not reached: others are preferred. On no document."""
+KINDS = (
+    Node,
+    NodeDrain,
+    NodeFencing,
+    Maintenance,
+    NodeInventory,
+    VirtualMachine,
+    VirtualMachineClass,
+    VirtualMachineOperation,
+)
 
 
 class Herd:
     """Follows the store; one a process.
 
+    Args:
+        on_change: Called, from the follower's thread, when something has changed.
+
     Attributes:
         follower: The copy.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, on_change: Callable[[], object] | None = None) -> None:
         self.store = store
+        self._on_change = on_change
         self._open: set[Key] = set()
         self._states: dict[str, NodeState] = {}
         self._residents: dict[Key, Resident] = {}
@@ -62,8 +84,13 @@ class Herd:
             found = [documents[key] for key in self._open if key in documents]
         return [r for r in found if isinstance(r, VirtualMachineOperation)]
 
-    def snapshot(self) -> Snapshot:
-        """Give the herd as of now: all that was committed before this call is in it."""
+    def snapshot(self, *, whole: bool = False) -> Snapshot:
+        """Give the herd as of now: all that was committed before this call is in it.
+
+        Args:
+            whole: With all VMs, and not only those of pending operations.
+        """
+        placements = self._placements()  # before the look: what is granted after this counts as not seen
         self.follower.sync()
         at = self.store.now()
         config = self.store.config
@@ -73,13 +100,13 @@ class Herd:
                 o for o in self.active_operations() if o.status.grant is None and o.metadata.deletion_timestamp is None
             )
             ending = {o.vm_key: o for o in self.open_operations() if o.status.superseded_by}
-            wanted = {Key(o.vm_key) for o in pending}
+            wanted = set(self._vms()) if whole else {Key(o.vm_key) for o in pending}
             vms = {key: vm for key in wanted if (vm := self.follower.get(VirtualMachine, key)) is not None}
             return Snapshot(
                 now=at,
                 nodes=nodes,
                 vms=vms,
-                pending=pending,
+                pending=by_remaining_work(pending, vms),
                 migrating=len(self.follower.index.get(keys.SLOTS_CLUSTER, {})),
                 busy=self._busy(vms),
                 held={o.key: _waits_for(ending[o.vm_key]) for o in pending if o.vm_key in ending}
@@ -88,7 +115,15 @@ class Herd:
                 limits=Limits(config.outbound_per_node, config.inbound_per_node, STARTS_PER_NODE),
                 classes={vm_class.name: vm_class for vm_class in self.follower.all(VirtualMachineClass)},
                 residents=self._all_residents(),
+                placements=placements,
             )
+
+    def _placements(self) -> int:
+        with redis_errors(self.store.redis):
+            return int(cast("str | None", self.store.redis.hget(keys.PLACEMENTS, "count")) or 0)
+
+    def _vms(self) -> Iterable[Key]:
+        return self.follower.resources[VirtualMachine.kind_name]
 
     def _node_states(self) -> dict[str, NodeState]:
         for index in self.follower.touched:
@@ -97,13 +132,27 @@ class Herd:
         for node in self.follower.all(Node):
             if node.name not in self._states:
                 self._states[node.name] = self._node_state(node)
+        # What is moved now to a node whose maintenance is yet to come would be moved once more.
+        yet_to_come = {
+            name
+            for maintenance in self.follower.all(Maintenance)
+            if maintenance.is_open
+            for name in maintenance.spec.nodes
+            if maintenance.node(name).stage is NodeStage.WAITING
+        }
         starting = Counter(
             grant.node
             for operation in self.open_operations()
             if (grant := operation.status.grant) is not None and grant.action is Action.START
         )
         return {
-            name: replace(state, starting=starting[name]) if name in starting else state
+            name: replace(
+                state,
+                starting=starting[name],
+                taints=(*state.taints, YET_TO_COME) if name in yet_to_come else state.taints,
+            )
+            if name in starting or name in yet_to_come
+            else state
             for name, state in self._states.items()
         }
 
@@ -117,7 +166,8 @@ class Herd:
             name=node.name,
             labels=node.metadata.labels,
             ready=node.is_ready,
-            cordoned=node.spec.unschedulable or node.is_shutting_down,
+            cordoned=node.spec.unschedulable,
+            shutting_down=node.is_shutting_down,
             memory_mib=capacity[0],
             cpu_millicores=capacity[1],
             memory_used_mib=memory,
@@ -186,6 +236,8 @@ class Herd:
                     self._open.add(key)
                 else:
                     self._open.discard(key)
+        if self._on_change is not None:
+            self._on_change()
 
 
 def _waits_for(ending: VirtualMachineOperation) -> str:

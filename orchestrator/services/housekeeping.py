@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from orchestrator.errors import Conflict
-from orchestrator.resources import Event, Resource, VirtualMachineOperation
+from orchestrator.resources import Event, Resource, VirtualMachineOperation, finalizers
 from orchestrator.services.context import Context
 
 EVENTS_KEPT = timedelta(hours=1)
@@ -40,6 +40,8 @@ def remove_old_operations(ctx: Context) -> int:
     for operations in by_vm.values():
         newest_first = sorted(operations, key=lambda operation: -operation.created_version)
         for position, operation in enumerate(newest_first):
+            if finalizers.others(operation.metadata):
+                continue  # somebody wants to see it before it goes
             created_at = operation.metadata.creation_timestamp
             if position >= OPERATIONS_KEPT_PER_VM or (created_at is not None and at - created_at > OPERATIONS_KEPT):
                 old.append(operation)

@@ -26,7 +26,7 @@ from orchestrator.resources import (
     with_condition,
 )
 from orchestrator.resources.cpu import NodeCpu
-from orchestrator.resources.node import Capacity, HypervisorInfo
+from orchestrator.resources.node import HYPERVISOR_LABEL, Capacity, HypervisorInfo
 from orchestrator.services import adoption_orders, migrations, preflight, returning, settling
 from orchestrator.services.context import Context, add_notes
 from orchestrator.store import Batch, keys
@@ -67,7 +67,7 @@ def take_listing(ctx: Context, batch: Batch, node: str, report: Report, at: date
     old = ctx.store.find(NodeInventory, node)
     before = old.domains if old else {}
     began = int(body["began"])
-    domains = dict(_seen(ctx, item, report.number, before.get(str(item["uuid"]))) for item in body["domains"])
+    domains = dict(_seen(ctx, item, report, before.get(str(item["uuid"]))) for item in body["domains"])
     newer = {uuid: known for uuid, known in before.items() if known.counter > began}
     domains |= newer  # reported while the listing was read: the listing is older news of them
     named = {seen.vm for seen in (*before.values(), *domains.values()) if seen.vm}
@@ -79,10 +79,15 @@ def take_listing(ctx: Context, batch: Batch, node: str, report: Report, at: date
         if known.state == ABSENT and is_held:
             domains[uuid] = known  # its settlement may ask how it went
         elif known.state != ABSENT and known.vm:
-            domains[uuid] = known.with_(state=ABSENT, reason="", job=False, counter=report.number)
+            domains[uuid] = known.with_(state=ABSENT, reason="", job=False, counter=report.number, began=began)
     unseen = {
         vm.metadata.uid: SeenDomain(
-            name=vm.domain_name, state=ABSENT, vm=vm.key, incarnation=vm.status.incarnation, counter=report.number
+            name=vm.domain_name,
+            state=ABSENT,
+            vm=vm.key,
+            incarnation=vm.status.incarnation,
+            counter=report.number,
+            began=began,
         )
         for vm in (loaded.vm for loaded in vms.values())
         if vm.metadata.uid not in domains and vm.status.node_name == node and vm.status.counter <= began
@@ -90,7 +95,10 @@ def take_listing(ctx: Context, batch: Batch, node: str, report: Report, at: date
     told = {str(item["uuid"]): item.get("needs") for item in body["domains"]}
     stopped = _apply(ctx, batch, node, {**unseen, **domains}, vms, told, at)
     is_answer = old is not None and bool(old.listing_order) and body.get("order") == old.listing_order
-    if old is not None and not is_answer and _uncounted(domains) == _uncounted(before):
+    is_same = {uuid: _uncounted(seen) for uuid, seen in domains.items()} == {
+        uuid: _uncounted(seen) for uuid, seen in before.items()
+    }
+    if old is not None and not is_answer and is_same:
         return Seen(bool(batch.writes), stopped)
     new = NodeInventory(
         metadata=old.metadata if old else ObjectMeta(name=node, creation_timestamp=at),
@@ -129,11 +137,12 @@ def take_domain(ctx: Context, batch: Batch, node: str, report: Report, at: datet
         if how == "shutdown":
             how = f"shutdown/{body.get('reason') or 'guest'}"
         if body.get("ran"):  # it ran, and is gone since: its stop event, which is to come, tells how it went
-            seen = known.with_(ran=True, counter=report.number)
+            seen = known.with_(ran=True, counter=report.number, began=report.number)
         else:
             ran = known.ran and not how.startswith("migrated")
             by_host = _is_shutting_down(ctx, node)
-            seen = known.with_(state=ABSENT, reason=how, job=False, ran=ran, by_host=by_host, counter=report.number)
+            seen = known.with_(state=ABSENT, reason=how, job=False, ran=ran, by_host=by_host)
+            seen = seen.with_(counter=report.number, began=report.number)
         if known.state == ABSENT and not how and seen.ran == known.ran:
             return Seen()  # it is known how it went
         if seen.vm:
@@ -141,9 +150,9 @@ def take_domain(ctx: Context, batch: Batch, node: str, report: Report, at: datet
         else:
             del domains[uuid]
     else:
-        uuid, seen = _seen(ctx, body["domain"], report.number, known)
+        uuid, seen = _seen(ctx, body["domain"], report, known)
         told = {uuid: body["domain"].get("needs")}
-        if known is not None and known.with_(counter=0) == seen.with_(counter=0) and not told[uuid]:
+        if known is not None and _uncounted(known) == _uncounted(seen) and not told[uuid]:
             return Seen()  # no commit for the watchers, only the cursor moves
         domains[uuid] = seen
     batch.put(old, old.with_(domains=domains, counter=report.number))
@@ -246,6 +255,8 @@ def _take_host(
         boot_id=body.get("boot_id", ""),
         generation=body.get("generation", ""),
     )
+    if number := new.status.hypervisor.number:
+        new = new.with_(metadata=new.metadata.with_(labels={**new.metadata.labels, HYPERVISOR_LABEL: number}))
     available = Condition(type="HypervisorAvailable", status="True", reason="Connected")
     fresh = (Condition(type="LeaseFresh", status="True", reason="Registered"),) if old is None else ()
     put_node(batch, old, new, (available, *fresh), at)
@@ -256,13 +267,14 @@ def _cpu(facts: dict[str, Any] | None) -> NodeCpu | None:
     return NodeCpu.model_validate(facts) if facts and (facts.get("features") or facts.get("models")) else None
 
 
-def _seen(ctx: Context, item: dict[str, Any], number: int, known: SeenDomain | None) -> tuple[str, SeenDomain]:
+def _seen(ctx: Context, item: dict[str, Any], report: Report, known: SeenDomain | None) -> tuple[str, SeenDomain]:
     """Read one domain of a report; `known` is what was known of it here before."""
     try:
         fields = {k: v for k, v in item.items() if k not in {"uuid", "needs"}}
-        seen = SeenDomain.model_validate(fields | {"counter": number})
+        counted = {"counter": report.number, "began": report.body.get("began", report.number)}
+        seen = SeenDomain.model_validate(fields | counted)
     except ValueError as error:
-        raise Invalid(f"report {number}: {error}") from error
+        raise Invalid(f"report {report.number}: {error}") from error
     ran = seen.state == "running" or (known is not None and known.ran and seen.state != "incoming")
     return str(item["uuid"]), adoption_orders.still_claimed(ctx, seen.with_(ran=ran), known)
 
@@ -277,8 +289,8 @@ def _unreported(ctx: Context, uuid: str) -> SeenDomain | None:
     return SeenDomain(name=vm.domain_name, state="", vm=vm.key, incarnation=vm.status.incarnation)
 
 
-def _uncounted(domains: dict[str, SeenDomain]) -> dict[str, SeenDomain]:
-    return {uuid: seen.with_(counter=0) for uuid, seen in domains.items()}
+def _uncounted(seen: SeenDomain) -> SeenDomain:
+    return seen.with_(counter=0, began=0)
 
 
 @dataclass(frozen=True, slots=True)

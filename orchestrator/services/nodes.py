@@ -7,18 +7,24 @@ from orchestrator.errors import Invalid, Refused
 from orchestrator.lease import read_lease
 from orchestrator.planner.flow import Note
 from orchestrator.resources import Condition, Node, ObjectMeta, new_metadata, parse
-from orchestrator.resources.node import NodeSpec
+from orchestrator.resources.node import HYPERVISOR_LABEL, NodeSpec
 from orchestrator.resources.scheduling import NodeLabels, Taint
+from orchestrator.services import drains
+from orchestrator.services.classes import check_version
 from orchestrator.services.context import Context, add_notes, deciding, wake_grant
 from orchestrator.services.inventory import put_node
 from orchestrator.store import keys
 from orchestrator.store.connection import redis_errors
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
+_OWN_LABELS = {HOSTNAME_LABEL: "name", HYPERVISOR_LABEL: "word"}
+"""Labels that only the node itself sets, and what they are of it."""
 
 
-def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool) -> bool:
+def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool, bring_back: bool | None = None) -> bool:
     """Cordon or uncordon a node. Migrations under way go on; nothing new starts or lands on a cordoned node.
+
+    Uncordoning ends a drain of it: what has not begun is dropped.
 
     Returns:
         Whether anything changed.
@@ -26,21 +32,22 @@ def set_unschedulable(ctx: Context, name: str, *, unschedulable: bool) -> bool:
     Raises:
         NotFound: No such node.
     """
+    if not unschedulable:
+        return drains.uncordon(ctx, name, bring_back=bring_back)
 
     def decide() -> bool:
         old = ctx.store.get(Node, name)
-        if old.spec.unschedulable == unschedulable:
+        if old.spec.unschedulable:
             return False
-        at = ctx.now()
-        new = old.with_(spec=old.spec.with_(unschedulable=unschedulable))
+        new = old.with_(spec=old.spec.with_(unschedulable=True))
         batch = ctx.store.batch().put(old, new)
-        note = Note("NodeCordoned", "no VM starts or lands here") if unschedulable else Note("NodeUncordoned", "")
-        add_notes(batch, (new,), (note,), at)
+        add_notes(batch, (new,), (Note("NodeCordoned", "no VM starts or lands here"),), ctx.now())
         ctx.store.must_commit(batch)
         return True
 
     changed = deciding(decide)
     if changed:
+        drains.step(ctx, name)
         wake_grant(ctx)
     return changed
 
@@ -110,17 +117,17 @@ def set_labels(ctx: Context, name: str, changes: Mapping[str, str | None]) -> bo
         NotFound: No such node.
         Invalid: A key or a value can't be one, or the label is the node's own.
     """
-    if HOSTNAME_LABEL in changes:
-        why = "is the node's own name, and can't be changed"
-        raise Invalid(f"metadata.labels.{HOSTNAME_LABEL}: {why}", ((f"metadata.labels.{HOSTNAME_LABEL}", why),))
+    return _change(ctx, name, lambda old: with_labels(old, changes))
+
+
+def with_labels(old: Node, changes: Mapping[str, str | None]) -> Node:
+    """Give a node with its labels changed; raises `Invalid` as `set_labels`."""
+    for label in _OWN_LABELS.keys() & changes.keys():
+        raise _own_label(label)
     wanted = parse(NodeLabels, {"matchLabels": {key: value or "" for key, value in changes.items()}}).match_labels
-
-    def change(old: Node) -> Node:
-        labels = {**old.metadata.labels, **wanted}
-        kept = {key: value for key, value in labels.items() if changes.get(key, "") is not None}
-        return old.with_(metadata=old.metadata.with_(labels=kept))
-
-    return _change(ctx, name, change)
+    labels = {**old.metadata.labels, **wanted}
+    kept = {key: value for key, value in labels.items() if changes.get(key, "") is not None}
+    return old.with_(metadata=old.metadata.with_(labels=kept))
 
 
 def set_taints(ctx: Context, name: str, wanted: Iterable[Taint], removed: Iterable[tuple[str, str]] = ()) -> bool:
@@ -138,16 +145,59 @@ def set_taints(ctx: Context, name: str, wanted: Iterable[Taint], removed: Iterab
     Raises:
         NotFound: No such node.
     """
+    new, gone = tuple(wanted), tuple(removed)
+    return _change(ctx, name, lambda old: with_taints(old, new, gone))
+
+
+def with_taints(old: Node, wanted: Iterable[Taint], removed: Iterable[tuple[str, str]]) -> Node:
+    """Give a node with its taints changed; arguments are those of `set_taints`."""
     new, gone = {(taint.key, taint.effect.value): taint for taint in wanted}, set(removed)
+    taints = {(taint.key, taint.effect.value): taint for taint in old.spec.taints} | new
+    kept = tuple(
+        taint for (key, effect), taint in taints.items() if not {(key, ""), (key, effect)} & (gone - new.keys())
+    )
+    return old.with_(spec=old.spec.with_(taints=kept))
 
-    def change(old: Node) -> Node:
-        taints = {(taint.key, taint.effect.value): taint for taint in old.spec.taints} | new
-        kept = tuple(
-            taint for (key, effect), taint in taints.items() if not {(key, ""), (key, effect)} & (gone - new.keys())
-        )
-        return old.with_(spec=old.spec.with_(taints=kept))
 
-    return _change(ctx, name, change)
+def update_node(ctx: Context, wanted: Node) -> Node:
+    """Replace what people say of a node: its labels, annotations, taints, and whether it is cordoned.
+
+    Args:
+        ctx: To work with.
+        wanted: Its status counts for nothing.
+
+    Returns:
+        The node; as it was when nothing differs.
+
+    Raises:
+        NotFound: No such node.
+        Invalid: A label can't be one, or is the node's own.
+        ChangedMeanwhile: `metadata.resourceVersion` is given, and another one is stored.
+    """
+    labels = parse(NodeLabels, {"matchLabels": wanted.metadata.labels}).match_labels
+
+    def decide() -> tuple[Node, bool]:
+        old = ctx.store.get(Node, wanted.name)
+        check_version(old, wanted)
+        for label in _OWN_LABELS:
+            if labels.get(label) != old.metadata.labels.get(label):
+                raise _own_label(label)
+        meta = old.metadata.with_(labels=labels, annotations=wanted.metadata.annotations)
+        # A cordon is a step of its own below, where what follows from it for a drain of the node is done too.
+        new = old.with_(metadata=meta, spec=wanted.spec.with_(unschedulable=old.spec.unschedulable))
+        if new == old:
+            return old, False
+        return ctx.store.must_commit(ctx.store.batch().put(old, new))[0], True  # type: ignore[return-value]
+
+    node, is_changed = deciding(decide)
+    if is_changed:
+        wake_grant(ctx)
+    if node.spec.unschedulable == wanted.spec.unschedulable:
+        return node
+    if ctx.store.is_dry:
+        return node.with_(spec=wanted.spec)
+    set_unschedulable(ctx, wanted.name, unschedulable=wanted.spec.unschedulable)
+    return ctx.store.get(Node, wanted.name)
 
 
 def _change(ctx: Context, name: str, change: Callable[[Node], Node]) -> bool:
@@ -163,3 +213,8 @@ def _change(ctx: Context, name: str, change: Callable[[Node], Node]) -> bool:
     if changed:
         wake_grant(ctx)
     return changed
+
+
+def _own_label(label: str) -> Invalid:
+    path, why = f"metadata.labels.{label}", f"is the node's own {_OWN_LABELS[label]}, and can't be changed"
+    return Invalid(f"{path}: {why}", ((path, why),))

@@ -1,16 +1,14 @@
-"""Admission: operations and VMs are created, changed and deleted here, and nowhere else.
+"""Admission: operations are created and deleted here, and nowhere else.
 
 A refusal names the thing, the reason and what to do; nothing is stored then.
 """
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, cast
-from uuid import UUID
 
-from orchestrator.errors import AlreadyExists, Invalid, NotFound, Refused
-from orchestrator.planner.applicability import handed_over, inapplicable, supersedes
+from orchestrator.errors import Invalid, NotFound, Refused
+from orchestrator.planner.applicability import inapplicable, supersedes
 from orchestrator.planner.flow import Note, Transition, say, superseded
-from orchestrator.planner.policy import next_step
 from orchestrator.planner.preflight import immovable
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
@@ -22,16 +20,12 @@ from orchestrator.resources import (
     Reason,
     Resource,
     VirtualMachine,
-    VirtualMachineClass,
     VirtualMachineOperation,
-    VmPhase,
+    finalizers,
     make_key,
     new_metadata,
     parse,
 )
-from orchestrator.resources.manifest import check_size, named
-from orchestrator.resources.meta import shown
-from orchestrator.resources.vm import VirtualMachineStatus
 from orchestrator.resources.vmop import (
     CLEANUP_FINALIZER,
     PRIORITIES,
@@ -40,80 +34,10 @@ from orchestrator.resources.vmop import (
     OperationSpec,
     OperationStatus,
 )
-from orchestrator.services.classes import create_class
 from orchestrator.services.context import Context, add_notes, deciding, put_transition, wake_grant
-from orchestrator.services.policies import keep, policy_operation
 from orchestrator.services.results import publish_result
-from orchestrator.store import Batch, Refusal, keys
+from orchestrator.store import Batch, keys
 from orchestrator.store.connection import redis_errors
-
-NO_TIME = datetime.fromtimestamp(0, UTC)
-
-Creatable = VirtualMachine | VirtualMachineClass | VirtualMachineOperation
-
-CREATABLE: dict[tuple[str, str], type[Creatable]] = {
-    (kind.group_version, kind.kind_name): kind
-    for kind in (VirtualMachine, VirtualMachineClass, VirtualMachineOperation)
-}
-
-
-def create_manifest(ctx: Context, data: Any, namespace: str = "") -> Creatable:
-    """Create a resource from its manifest.
-
-    Raises:
-        Invalid: As `read_manifest`.
-        NotFound: As `create_operation`.
-        Refused: As `create_operation`.
-        AlreadyExists: One of that kind and name is there already.
-    """
-    return create_resource(ctx, read_manifest(data, namespace))
-
-
-def create_resource(ctx: Context, wanted: Creatable) -> Creatable:
-    """Create a resource that was read from a manifest."""
-    if isinstance(wanted, VirtualMachineOperation):
-        return create_operation(ctx, wanted)
-    if isinstance(wanted, VirtualMachineClass):
-        return create_class(ctx, wanted)
-    return create_vm(ctx, wanted)
-
-
-def read_manifest(data: Any, namespace: str = "") -> Creatable:
-    """Check a manifest by itself; nothing is stored, and nothing that is stored is looked at.
-
-    Args:
-        data: The manifest as parsed YAML or JSON.
-        namespace: Used when the manifest names none; a different one is refused. A class has none.
-
-    Raises:
-        Invalid: Not a manifest, an unknown kind, or fields that are wrong; names each.
-    """
-    if not isinstance(data, dict):
-        why = f"a manifest is a mapping with apiVersion and kind, not {type(data).__name__}"
-        raise Invalid(why, (("document", why),))
-    check_size(data)
-    wanted = (named(data, "apiVersion"), named(data, "kind"))
-    model = CREATABLE.get(wanted)
-    if model is None:
-        known = ", ".join(f"{kind} of {group}" for group, kind in sorted(CREATABLE))
-        raise Invalid(
-            f"kind: {wanted[1][:80] or '(none)'} of {wanted[0][:80] or '(no apiVersion)'} can't be created; "
-            f"known: {known}",
-            (("kind", "unknown"),),
-        )
-    data = {key: value for key, value in data.items() if key != "status"}  # status is the server's to write
-    meta = data.get("metadata")
-    if not model.namespaced and isinstance(meta, dict) and meta.get("namespace"):
-        why = f"a {model.kind_name} is in no namespace"
-        raise Invalid(f"metadata.namespace: {why}", (("metadata.namespace", why),))
-    if namespace and model.namespaced and isinstance(meta, dict):
-        if (meta.get("namespace") or namespace) != namespace:
-            why = f"is {shown(meta['namespace'])}, the request is for {namespace!r}"
-            raise Invalid(f"metadata.namespace: {why}", (("metadata.namespace", why),))
-        data = {**data, "metadata": {**meta, "namespace": namespace}}
-    resource = parse(model, data)
-    new_metadata(resource.metadata, namespaced=model.namespaced, now=NO_TIME)  # for its checks of names
-    return resource
 
 
 def create_operation(ctx: Context, wanted: VirtualMachineOperation) -> VirtualMachineOperation:
@@ -124,28 +48,12 @@ def create_operation(ctx: Context, wanted: VirtualMachineOperation) -> VirtualMa
         Refused: The VM's phase or policy does not allow it, or another operation of the VM is not finished.
         Invalid: A field is wrong.
     """
-    _check_priority(wanted)
+    check_priority(wanted)
 
     def decide() -> VirtualMachineOperation:
-        at = ctx.now()
-        meta = new_metadata(wanted.metadata, namespaced=True, now=at)
-        vm = ctx.store.find(VirtualMachine, make_key(wanted.spec.virtual_machine_name, meta.namespace))
-        if vm is None:
-            raise NotFound(
-                f"VirtualMachine {wanted.spec.virtual_machine_name!r} not found in namespace {meta.namespace!r}"
-            )
-        active = _active_operation(ctx, vm.key)
-        if active is not None and not _gives_way(active, wanted.spec):
-            raise _blocked(active)
-        _check_applicable(ctx, wanted.spec, vm, active)
-        finalizers = (CLEANUP_FINALIZER,) if wanted.spec.type.is_migration else ()
-        meta = meta.with_(finalizers=finalizers, deletion_timestamp=None)
-        operation = wanted.with_(metadata=meta, status=OperationStatus(), created_version=0)
-        waits = Reason.MIGRATION_PENDING if wanted.spec.type.is_migration else Reason.NOT_READY
-        operation = say(operation, waits, "waits to be granted", at)
         batch = ctx.store.batch()
-        ended = put_superseded(batch, active, operation, at) if active is not None else None
-        written = ctx.store.must_commit(batch.create(operation))  # refused: another was faster, look again
+        ended = put_operation(ctx, batch, wanted, ctx.now())
+        written = ctx.store.must_commit(batch)  # refused: another was faster, look again
         if ended is not None:
             publish_result(ctx, ended)
         return written[-1]  # type: ignore[return-value]
@@ -153,6 +61,37 @@ def create_operation(ctx: Context, wanted: VirtualMachineOperation) -> VirtualMa
     operation = deciding(decide)
     wake_grant(ctx)
     return operation
+
+
+def put_operation(
+    ctx: Context, batch: Batch, wanted: VirtualMachineOperation, at: datetime
+) -> VirtualMachineOperation | None:
+    """Add to a batch that an operation is stored Pending; the last document of the batch is this operation then.
+
+    Returns:
+        The operation that it supersedes, as it is then: its result is published after the commit.
+
+    Raises:
+        NotFound: As `create_operation`.
+        Refused: As `create_operation`.
+        Invalid: As `create_operation`.
+    """
+    meta = new_metadata(wanted.metadata, namespaced=True, now=at)
+    vm = ctx.store.find(VirtualMachine, make_key(wanted.spec.virtual_machine_name, meta.namespace))
+    if vm is None:
+        raise NotFound(f"VirtualMachine {wanted.spec.virtual_machine_name!r} not found in namespace {meta.namespace!r}")
+    active = active_operation(ctx, vm.key)
+    if active is not None and not _gives_way(active, wanted.spec):
+        raise _blocked(active)
+    _check_applicable(ctx, wanted.spec, vm, active)
+    ours = (CLEANUP_FINALIZER,) if wanted.spec.type.is_migration else ()
+    meta = meta.with_(finalizers=finalizers.at_creation(wanted.metadata, *ours), deletion_timestamp=None)
+    operation = wanted.with_(metadata=meta, status=OperationStatus(), created_version=0)
+    waits = Reason.MIGRATION_PENDING if wanted.spec.type.is_migration else Reason.NOT_READY
+    operation = say(operation, waits, "waits to be granted", at)
+    ended = put_superseded(batch, active, operation, at) if active is not None else None
+    batch.create(operation)
+    return ended
 
 
 def put_superseded(
@@ -171,7 +110,8 @@ def put_superseded(
     return new
 
 
-def _active_operation(ctx: Context, vm: str) -> VirtualMachineOperation | None:
+def active_operation(ctx: Context, vm: str) -> VirtualMachineOperation | None:
+    """Find the operation of a VM that is not finished."""
     with redis_errors(ctx.store.redis):
         key = cast("str | None", ctx.store.redis.hget(keys.ACTIVE_OPERATIONS, vm))
     return ctx.store.find(VirtualMachineOperation, key) if key else None
@@ -203,7 +143,12 @@ def new_operation(
     )
 
 
-def _check_priority(wanted: VirtualMachineOperation) -> None:
+def check_priority(wanted: VirtualMachineOperation) -> None:
+    """Refuse a priority that is none.
+
+    Raises:
+        Invalid: Names those that there are.
+    """
     given = wanted.metadata.annotations.get(PRIORITY_ANNOTATION)
     if given is not None and given not in PRIORITIES:
         path, why = f"metadata.annotations.{PRIORITY_ANNOTATION}", f"must be one of {', '.join(PRIORITIES)}"
@@ -236,6 +181,8 @@ def _blocked(active: VirtualMachineOperation) -> Refused:
 def delete_operation(ctx: Context, key: str) -> VirtualMachineOperation:
     """Delete an operation, which aborts a migration that is under way.
 
+    One with somebody's finalizers stays, and does nothing more, until these are taken off.
+
     A stop can't be taken back: it comes to its end, and the operation is removed then. So is what was superseded.
 
     Returns:
@@ -254,13 +201,16 @@ def delete_operation(ctx: Context, key: str) -> VirtualMachineOperation:
         batch = ctx.store.batch()
         note = Note("OperationAborted", "deleted before it began; the VM stays where it is")
         if operation.status.grant is None:
-            batch.delete(operation)
-            if operation.is_active:
-                add_notes(batch, (operation, ctx.store.find(VirtualMachine, operation.vm_key)), (note,), at)
-            ctx.store.must_commit(batch)
             gone = operation.with_(metadata=meta)
             if operation.is_active:
                 gone = say(gone.with_status(phase=OperationPhase.TERMINATING), Reason.ABORTED, note.message, at)
+                add_notes(batch, (operation, ctx.store.find(VirtualMachine, operation.vm_key)), (note,), at)
+            if finalizers.others(meta):
+                gone = gone.with_(metadata=meta.with_(finalizers=finalizers.others(meta)))
+                batch.put(operation, gone)
+            else:
+                batch.delete(operation)
+            ctx.store.must_commit(batch)
             return gone
         marked = operation.with_(metadata=meta)
         if operation.is_active and operation.status.grant.action is not Action.STOP:
@@ -277,86 +227,6 @@ def delete_operation(ctx: Context, key: str) -> VirtualMachineOperation:
     return operation
 
 
-def create_vm(ctx: Context, wanted: VirtualMachine) -> VirtualMachine:
-    """Store a VM; where its policy wants it to run, its start is stored in the same commit.
-
-    Raises:
-        AlreadyExists: A VM of this name is there.
-        Invalid: `metadata.uid`, which becomes its domain's UUID, is not one, or another VM's.
-    """
-    _check_uid(wanted.metadata.uid)
-    at = ctx.now()
-    vm = wanted.with_(
-        metadata=new_metadata(wanted.metadata, namespaced=True, now=at).with_(deletion_timestamp=None, finalizers=()),
-        status=VirtualMachineStatus(ip_address=wanted.spec.ip_address),
-        created_version=0,
-    )
-    step = next_step(vm)
-    vm = vm if step is not None else vm.with_status(phase=VmPhase.STOPPED)
-    batch = ctx.store.batch().create(vm)
-    if step is not None:
-        batch.create(policy_operation(vm, step.type, at))
-    answer = ctx.store.commit(batch)
-    if isinstance(answer, Refusal):
-        if answer.detail == vm.key:
-            raise AlreadyExists(f"VirtualMachine {vm.name!r} already exists")
-        why = f"{vm.metadata.uid} is that of VirtualMachine {answer.detail!r} already"
-        raise Invalid(f"metadata.uid: {why}", (("metadata.uid", why),))
-    wake_grant(ctx)
-    return answer[0]  # type: ignore[return-value]
-
-
-def _check_uid(uid: str) -> None:
-    """A uid may be given, for a domain that has one; it becomes the domain's UUID."""
-    if not uid:
-        return
-    try:
-        is_canonical = str(UUID(uid)) == uid
-    except ValueError:
-        is_canonical = False
-    if not is_canonical:
-        why = f"{uid!r} is not a UUID in lower case with dashes"
-        raise Invalid(f"metadata.uid: {why}", (("metadata.uid", why),))
-
-
-def delete_vm(ctx: Context, key: str) -> VirtualMachine:
-    """Delete a VM: it is stopped as gently as its grace period allows, and removed once it runs nowhere.
-
-    What is under way gives way, but for a stop, which is what is wanted.
-
-    Returns:
-        The VM; phase Terminating while it still occupies a node.
-
-    Raises:
-        NotFound: No such VM.
-    """
-
-    def decide() -> VirtualMachine:
-        vm = ctx.store.get(VirtualMachine, key)
-        if vm.metadata.deletion_timestamp is not None:
-            return vm
-        if vm.status.adoption is not None:
-            raise Refused(handed_over(vm))
-        at = ctx.now()
-        active = _active_operation(ctx, key)
-        deleted = vm.with_(metadata=vm.metadata.with_(deletion_timestamp=at))
-        if vm.status.phase.occupies_node:
-            deleted = deleted.with_status(phase=VmPhase.TERMINATING)
-        batch = ctx.store.batch().put(vm, deleted)
-        batch.check("field", keys.ACTIVE_OPERATIONS, key, active.key if active else "")
-        if active is not None and active.spec.type is not OperationType.STOP:
-            stop = policy_operation(vm, OperationType.STOP, at)
-            put_superseded(batch, active, stop, at)
-            batch.create(stop)
-        add_notes(batch, (deleted,), (Note("VirtualMachineDeleted", "it is stopped, and then removed"),), at)
-        return ctx.store.must_commit(batch)[0]  # type: ignore[return-value]
-
-    vm = deciding(decide)
-    keep(ctx, key)
-    wake_grant(ctx)
-    return vm
-
-
 def replace_spec(ctx: Context, data: Any) -> Resource:
     """Apply a changed manifest of an operation: its spec is immutable, so anything but the same is refused.
 
@@ -368,9 +238,18 @@ def replace_spec(ctx: Context, data: Any) -> Resource:
     stored = ctx.store.get(
         VirtualMachineOperation, make_key(wanted.name, wanted.metadata.namespace or DEFAULT_NAMESPACE)
     )
+    check_same_spec(wanted, stored)
+    return stored
+
+
+def check_same_spec(wanted: VirtualMachineOperation, stored: VirtualMachineOperation) -> None:
+    """Refuse to change an operation.
+
+    Raises:
+        Invalid: `.spec is immutable`.
+    """
     if wanted.spec != stored.spec:
         raise Invalid(
             f"VirtualMachineOperation {wanted.name!r}: .spec is immutable: delete it and create another",
             (("spec", ".spec is immutable"),),
         )
-    return stored

@@ -56,8 +56,9 @@ def keep(ctx: Context, key: str) -> None:
 
 
 def is_to_be_removed(vm: VirtualMachine) -> bool:
-    """Whether a VM was deleted and has stopped."""
-    return vm.metadata.deletion_timestamp is not None and not vm.status.phase.occupies_node
+    """Whether a VM was deleted and has stopped, and nobody's finalizer keeps it."""
+    meta = vm.metadata
+    return meta.deletion_timestamp is not None and not vm.status.phase.occupies_node and not meta.finalizers
 
 
 def is_due(step: Step, now: datetime) -> bool:

@@ -1,8 +1,8 @@
 """Reconcile: what messages and wake-ups were to bring about, and did not.
 
 It sends again what was granted and never reported, presses questions that were not answered, settles suspect grants,
-stores results, starts VMs that are to run, removes operations whose deletion waited, and wakes `grant` for what is
-pending. Each of these may be done at any time and any number of times.
+stores results, starts VMs that are to run, goes on with drains and maintenances, removes operations whose deletion
+waited, and wakes `grant` for what is pending. Each of these may be done at any time and any number of times.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,8 @@ from orchestrator.logs import logger
 from orchestrator.planner.policy import next_step
 from orchestrator.queues import lifecycle_queue
 from orchestrator.resources import GrantState, VirtualMachine, VirtualMachineOperation
-from orchestrator.services import adoption_orders, evacuation, policies, preflight, settling
+from orchestrator.services import adoption_orders, drains, maintenances, policies, preflight, settling
+from orchestrator.services.arming import keep_arming
 from orchestrator.services.classes import keep_classes
 from orchestrator.services.context import Context, deciding, grant_queue, send_grant, send_orders, wake_grant
 from orchestrator.services.failover import recover_fenced
@@ -45,9 +46,11 @@ def reconcile(ctx: Context, herd: Herd) -> None:
     active = herd.active_operations()
     operations = herd.follower.all(VirtualMachineOperation)
     _keep_policies(ctx, herd)
-    evacuation.empty_again(ctx, herd)
+    drains.keep_drains(ctx, herd)
+    maintenances.keep_maintenances(ctx, herd)
     keep_classes(ctx, herd)
     _try(partial(_keep_membership, ctx, herd), "membership")
+    keep_arming(ctx, herd)
     for operation in operations:
         if operation.metadata.deletion_timestamp is not None and operation.status.grant is None:
             remove_deleted(ctx, operation.key)
@@ -124,6 +127,9 @@ def _press(ctx: Context, key: str) -> None:
     if adoption_orders.is_timer(key):
         adoption_orders.press(ctx, key)
         return
+    if drains.is_timer(key):
+        drains.press(ctx, key)
+        return
     operation, batch = _look(ctx, keys.AWAITING, key)
     grant = operation.status.grant if operation else None
     if operation is not None and operation.awaits_answers:
@@ -146,7 +152,7 @@ def _press(ctx: Context, key: str) -> None:
         return
     batch.effect("DEADLINE", keys.AWAITING, key, int(ctx.config.resend_after * 1000))
     if _commit(ctx, batch) and not _is_waiting(ctx, grant_queue(grant)):
-        log.info("sent again", operation=key, node=grant.node, epoch=grant.epoch)
+        log.info("sent again", operation=key, vm=operation.vm_key, node=grant.node, epoch=grant.epoch)
         send_grant(ctx, operation)
 
 

@@ -21,8 +21,9 @@ from orchestrator.resources import (
     Reading,
     VirtualMachine,
     VirtualMachineOperation,
+    finalizers,
 )
-from orchestrator.services import adoption_answers, evacuation, inventory, migrations, policies, preflight, settling
+from orchestrator.services import adoption_answers, drains, inventory, migrations, policies, preflight, settling
 from orchestrator.services.context import (
     Context,
     deciding,
@@ -43,13 +44,14 @@ log = logger(__name__)
 After = Callable[[], None]
 
 
-def take_report(ctx: Context, node: str, report: Report, cursor: str) -> bool:
+def take_report(ctx: Context, node: str, report: Report, cursor: str, at: datetime) -> bool:
     """Take one report into the store.
 
     Args:
         node: Who reports; known from the stream's key, which only that node can write.
         report: What it says.
         cursor: The id of the report before it, as it stands in the store (empty for none).
+        at: When it was read, by Redis's clock.
 
     Returns:
         False when another intake has taken it already.
@@ -59,7 +61,8 @@ def take_report(ctx: Context, node: str, report: Report, cursor: str) -> bool:
         batch = ctx.store.batch()
         batch.check("field", keys.CURSORS, node, cursor)
         batch.effect("HSET", keys.CURSORS, node, f"{report.number}-0")
-        afters = _handle(ctx, batch, node, report, ctx.store.now())
+        batch.effect("XTRIM", keys.reports(node), "MINID", "~", f"{report.number}-0")
+        afters = _handle(ctx, batch, node, report, at)
         try:
             answer = ctx.store.commit(batch)
         except AlreadyExists as error:  # created by someone else since: decide again, from what is there now
@@ -100,8 +103,8 @@ def _handle(  # noqa: C901, PLR0912 - a table, one kind a branch
             begins = bool(body["begins"])
             if not inventory.take_shutdown(ctx, batch, node, at, begins=begins):
                 return []
-            empty: After = partial(evacuation.empty, ctx, node)
-            return [empty if begins else partial(wake_grant, ctx)]
+            empty: After = partial(drains.begin_host_shutdown, ctx, node)
+            return [empty] if begins else [drains.after(ctx, node), partial(wake_grant, ctx)]
         case "Ended":
             return _ended(ctx, batch, node, body)
         case "Answer":
@@ -112,9 +115,9 @@ def _handle(  # noqa: C901, PLR0912 - a table, one kind a branch
             is_awaited = preflight.take_answer(ctx, batch, node, report, at)
             return [partial(wake_grant, ctx)] if is_awaited else []
         case "Listing":
-            return _seen(ctx, inventory.take_listing(ctx, batch, node, report, at))
+            return _seen(ctx, node, inventory.take_listing(ctx, batch, node, report, at))
         case "Domain":
-            return _seen(ctx, inventory.take_domain(ctx, batch, node, report, at))
+            return _seen(ctx, node, inventory.take_domain(ctx, batch, node, report, at))
         case "HypervisorLost":
             inventory.take_loss(ctx, batch, node, str(body.get("message", "")), at)
             return []
@@ -123,10 +126,10 @@ def _handle(  # noqa: C901, PLR0912 - a table, one kind a branch
             return []
 
 
-def _seen(ctx: Context, seen: inventory.Seen) -> list[After]:
+def _seen(ctx: Context, node: str, seen: inventory.Seen) -> list[After]:
     """What is to be done once an inventory's news are committed."""
     afters: list[After] = [partial(policies.keep, ctx, vm) for vm in seen.stopped]
-    return [*afters, partial(wake_grant, ctx)] if seen.is_news else afters
+    return [*afters, drains.after(ctx, node), partial(wake_grant, ctx)] if seen.is_news else afters
 
 
 def _open_grant(
@@ -183,7 +186,7 @@ def _asked(ctx: Context, batch: Batch, node: str, body: dict[str, Any], at: date
     transition = asked(operation, f" ({message})" if message else "", at)
     put_transition(batch, operation, vm, transition, at)
     put_timers(ctx, batch, transition.operation)
-    return after_end(ctx, transition.operation) if transition.ended else []
+    return after_end(ctx, transition.operation, grant) if transition.ended else []
 
 
 def _ended(ctx: Context, batch: Batch, node: str, body: dict[str, Any]) -> list[After]:
@@ -204,7 +207,7 @@ def _ended(ctx: Context, batch: Batch, node: str, body: dict[str, Any]) -> list[
 def _answer(ctx: Context, batch: Batch, node: str, report: Report, at: datetime) -> list[After]:
     order_id = str(report.body["order"])
     operation, vm = load_pair(ctx.store, order_id.partition("#")[0])
-    if operation is None:
+    if operation is None or operation.status.grant is None:
         return []
     reading = Reading.model_validate({**report.body["reading"], "counter": report.number})
     transition = settling.answered(ctx, batch, operation, vm, node, order_id, reading, at)
@@ -213,15 +216,19 @@ def _answer(ctx: Context, batch: Batch, node: str, report: Report, at: datetime)
     new = transition.operation
     if not transition.ended:
         return [lambda: send_orders(ctx, new), lambda: send_grant(ctx, new) if _is_granted(new) else None]
-    return after_end(ctx, new)
+    return after_end(ctx, new, operation.status.grant)
 
 
-def after_end(ctx: Context, operation: VirtualMachineOperation) -> list[After]:
-    """What is to be done when a grant has ended."""
+def after_end(ctx: Context, operation: VirtualMachineOperation, grant: Grant) -> list[After]:
+    """What is to be done when a grant has ended.
+
+    An operation that is deleted after this commit has no grant any more, and is removed by whoever deletes it.
+    """
     return [
         lambda: publish_result(ctx, operation),
-        lambda: remove_deleted(ctx, operation.key),
+        lambda: remove_deleted(ctx, operation.key) if operation.metadata.deletion_timestamp is not None else None,
         lambda: policies.keep(ctx, operation.vm_key),
+        drains.after(ctx, grant.node, grant.target),
         lambda: wake_grant(ctx),
     ]
 
@@ -238,6 +245,8 @@ def remove_deleted(ctx: Context, key: str) -> None:
         operation = ctx.store.find(VirtualMachineOperation, key)
         if operation is None or operation.metadata.deletion_timestamp is None or operation.status.grant is not None:
             return
+        if finalizers.others(operation.metadata):
+            return  # whoever takes the last one off removes it
         ctx.store.must_commit(ctx.store.batch().delete(operation))
 
     deciding(decide)

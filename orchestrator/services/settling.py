@@ -12,22 +12,21 @@ from orchestrator.logs import logger
 from orchestrator.planner.flow import (
     Note,
     Transition,
-    adopted,
     came_back,
     completed,
     critical,
     gone,
     is_said,
-    next_round,
     say,
-    settling,
 )
 from orchestrator.planner.observation import observe
+from orchestrator.planner.rounds import adopted, next_round, settling
 from orchestrator.planner.settlement import ALIVE, Settled, Verdict, settle_migration, settle_start, settle_stop
 from orchestrator.resources import (
     Action,
     GrantState,
     Key,
+    Node,
     NodeFencing,
     NodeInventory,
     OrderKind,
@@ -196,7 +195,7 @@ def _decide(
     match settled.verdict:
         case Verdict.DONE:
             done = _with_machine(completed(operation, vm, target, at), grant.action, target)
-            done = preflight.with_copies_told(done, grant, arrived=True)
+            done = preflight.with_copies_told(_with_firmware(ctx, done, grant.target), grant, arrived=True)
             return settled, _with_later_reports(done, inventories, grant.target, target, at)
         case Verdict.BACK:
             back = came_back(operation, vm, source, words, at, retry_limit=ctx.config.retry_limit)
@@ -215,7 +214,9 @@ def _decide(
             transition = Transition(say(new, Reason.OUTCOME_UNKNOWN, settled.why, at), notes=(note,))
             return settled, critical(transition, settled.why) if settled.critical else transition
         case Verdict.GONE:
-            return settled, gone(operation, vm, f"{settled.why} ({words})", at)
+            node = ctx.store.find(Node, grant.node)
+            by_host = node is not None and node.is_shutting_down
+            return settled, gone(operation, vm, f"{settled.why} ({words})", at, by_host=by_host)
         case Verdict.ASK_AGAIN | Verdict.PERSON:
             return settled, next_round(operation, settled.why, at)
 
@@ -243,6 +244,15 @@ def _with_machine(transition: Transition, action: Action, reading: Reading) -> T
         log.warning("machine not recorded", vm=vm.key, error=str(error))
         return transition
     return replace(transition, vm=vm.with_status(machine=machine))
+
+
+def _with_firmware(ctx: Context, transition: Transition, node: str) -> Transition:
+    """Keep which hypervisor a VM runs on from now on: its node's, as that told it last."""
+    found = ctx.store.find(Node, node)
+    vm = transition.vm
+    if vm is None or found is None or not vm.status.phase.occupies_node:
+        return transition
+    return replace(transition, vm=vm.with_status(firmware=found.status.hypervisor.number))
 
 
 def _with_later_reports(

@@ -1,95 +1,123 @@
-"""Changes of VMs, and `apply`: a manifest that creates what is not there and changes what is.
+"""VMs are created, changed and deleted here, and nowhere else.
 
 A VM's spec may be changed at any time. What can't be done to a running machine waits for a restart and is listed in the
 status; the rest applies at once.
 """
 
-from enum import StrEnum
-from typing import Any
+from uuid import UUID
 
 from orchestrator.errors import AlreadyExists, Invalid, Refused
 from orchestrator.planner.applicability import handed_over
+from orchestrator.planner.flow import Note
+from orchestrator.planner.policy import next_step
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
     ObjectMeta,
+    OperationType,
     VirtualMachine,
     VirtualMachineClass,
-    VirtualMachineOperation,
+    VmPhase,
+    finalizers,
     make_key,
+    new_metadata,
 )
 from orchestrator.resources.pending import changed_fields, with_pending
-from orchestrator.services import operations
-from orchestrator.services.classes import check_version, update_class
-from orchestrator.services.context import Context, deciding, wake_grant
-from orchestrator.services.policies import keep
-
-Manifest = VirtualMachine | VirtualMachineClass | VirtualMachineOperation
-
-
-class Applied(StrEnum):
-    """What applying a manifest did."""
-
-    CREATED = "created"
-    CONFIGURED = "configured"
-    UNCHANGED = "unchanged"
+from orchestrator.resources.vm import VirtualMachineStatus
+from orchestrator.services.classes import check_version
+from orchestrator.services.context import Context, add_notes, deciding, wake_grant
+from orchestrator.services.operations import active_operation, put_superseded
+from orchestrator.services.policies import keep, policy_operation
+from orchestrator.store import Refusal, keys
 
 
-def apply_resource(ctx: Context, wanted: Manifest) -> tuple[Manifest, Applied]:
-    """Create what is not there, and change what is.
-
-    Labels and annotations that the manifest does not name stay.
+def create_vm(ctx: Context, wanted: VirtualMachine) -> VirtualMachine:
+    """Store a VM; where its policy wants it to run, its start is stored in the same commit.
 
     Raises:
-        Invalid: A field is wrong, or can't be changed.
-        Refused: As `create_resource` and `update_vm`.
-        NotFound: As `create_resource`.
+        AlreadyExists: A VM of this name is there.
+        Invalid: `metadata.uid`, which becomes its domain's UUID, is not one, or another VM's; or a finalizer is none.
     """
-    if not wanted.name:
-        return operations.create_resource(ctx, wanted), Applied.CREATED
-    found = _find(ctx, wanted)
-    if found is None:
-        try:
-            return operations.create_resource(ctx, wanted), Applied.CREATED
-        except AlreadyExists:  # someone else was faster
-            found = _find(ctx, wanted)
-            if found is None:
-                raise
-    new: Manifest = found
-    if isinstance(wanted, VirtualMachine):
-        new = update_vm(ctx, wanted, keeps_metadata=True)
-    elif isinstance(wanted, VirtualMachineClass):
-        new = update_class(ctx, wanted)
-    else:
-        operations.replace_spec(ctx, wanted.manifest())
-    is_same = new.metadata.resource_version == found.metadata.resource_version
-    return new, Applied.UNCHANGED if is_same else Applied.CONFIGURED
+    _check_uid(wanted.metadata.uid)
+    at = ctx.now()
+    vm = wanted.with_(
+        metadata=new_metadata(wanted.metadata, namespaced=True, now=at).with_(
+            deletion_timestamp=None, finalizers=finalizers.at_creation(wanted.metadata)
+        ),
+        status=VirtualMachineStatus(ip_address=wanted.spec.ip_address),
+        created_version=0,
+    )
+    step = next_step(vm)
+    vm = vm if step is not None else vm.with_status(phase=VmPhase.STOPPED)
+    batch = ctx.store.batch().create(vm)
+    if step is not None:
+        batch.create(policy_operation(vm, step.type, at))
+    answer = ctx.store.commit(batch)
+    if isinstance(answer, Refusal):
+        if answer.detail == vm.key:
+            raise AlreadyExists(f"VirtualMachine {vm.name!r} already exists")
+        why = f"{vm.metadata.uid} is that of VirtualMachine {answer.detail!r} already"
+        raise Invalid(f"metadata.uid: {why}", (("metadata.uid", why),))
+    wake_grant(ctx)
+    return answer[0]  # type: ignore[return-value]
 
 
-def _find(ctx: Context, wanted: Manifest) -> Manifest | None:
-    namespace = (wanted.metadata.namespace or DEFAULT_NAMESPACE) if wanted.namespaced else ""
-    return ctx.store.find(type(wanted), make_key(wanted.name, namespace))
+def _check_uid(uid: str) -> None:
+    """A uid may be given, for a domain that has one; it becomes the domain's UUID."""
+    if not uid:
+        return
+    try:
+        is_canonical = str(UUID(uid)) == uid
+    except ValueError:
+        is_canonical = False
+    if not is_canonical:
+        why = f"{uid!r} is not a UUID in lower case with dashes"
+        raise Invalid(f"metadata.uid: {why}", (("metadata.uid", why),))
 
 
-def update_manifest(ctx: Context, data: Any, namespace: str = "") -> VirtualMachine:
-    """Replace a VM by its changed manifest.
+def delete_vm(ctx: Context, key: str) -> VirtualMachine:
+    """Delete a VM: it is stopped as gently as its grace period allows, and removed once it runs nowhere.
+
+    What is under way gives way, but for a stop, which is what is wanted.
+
+    Returns:
+        The VM; phase Terminating while it still occupies a node.
 
     Raises:
-        Invalid: As `read_manifest`; or it is not a VM's.
-        NotFound: As `update_vm`.
-        Refused: As `update_vm`.
+        NotFound: No such VM.
     """
-    wanted = operations.read_manifest(data, namespace)
-    if not isinstance(wanted, VirtualMachine):
-        raise Invalid(f"kind: a {wanted.kind_name} is not updated by this", (("kind", "must be VirtualMachine"),))
-    return update_vm(ctx, wanted)
+
+    def decide() -> VirtualMachine:
+        vm = ctx.store.get(VirtualMachine, key)
+        if vm.metadata.deletion_timestamp is not None:
+            return vm
+        if vm.status.adoption is not None:
+            raise Refused(handed_over(vm))
+        at = ctx.now()
+        active = active_operation(ctx, key)
+        deleted = vm.with_(metadata=vm.metadata.with_(deletion_timestamp=at))
+        if vm.status.phase.occupies_node:
+            deleted = deleted.with_status(phase=VmPhase.TERMINATING)
+        batch = ctx.store.batch().put(vm, deleted)
+        batch.check("field", keys.ACTIVE_OPERATIONS, key, active.key if active else "")
+        if active is not None and active.spec.type is not OperationType.STOP:
+            stop = policy_operation(vm, OperationType.STOP, at)
+            put_superseded(batch, active, stop, at)
+            batch.create(stop)
+        add_notes(batch, (deleted,), (Note("VirtualMachineDeleted", "it is stopped, and then removed"),), at)
+        return ctx.store.must_commit(batch)[0]  # type: ignore[return-value]
+
+    vm = deciding(decide)
+    keep(ctx, key)
+    wake_grant(ctx)
+    return vm
 
 
 def update_vm(ctx: Context, wanted: VirtualMachine, *, keeps_metadata: bool = False) -> VirtualMachine:
-    """Replace a VM's spec, labels and annotations.
+    """Replace a VM's spec, labels, annotations and finalizers; of one that is being deleted all but the spec.
 
     Args:
         wanted: Read from a manifest; its status counts for nothing.
-        keeps_metadata: Labels and annotations that it does not name stay.
+        keeps_metadata: Labels, annotations and finalizers that it does not name stay.
 
     Returns:
         The VM; as it was when nothing differs.
@@ -109,7 +137,7 @@ def update_vm(ctx: Context, wanted: VirtualMachine, *, keeps_metadata: bool = Fa
             return old, False
         if old.status.adoption is not None:
             raise Refused(handed_over(old))
-        if old.metadata.deletion_timestamp is not None:
+        if old.metadata.deletion_timestamp is not None and wanted.spec != old.spec:
             raise Refused(f"VirtualMachine {old.name!r} is being deleted, and can't be changed any more")
         if wanted.spec != old.spec:
             meta = meta.with_(generation=old.metadata.generation + 1)
@@ -138,6 +166,7 @@ def _metadata(old: ObjectMeta, wanted: ObjectMeta, *, keeps: bool) -> ObjectMeta
     return old.with_(
         labels={**old.labels, **wanted.labels} if keeps else wanted.labels,
         annotations={**old.annotations, **wanted.annotations} if keeps else wanted.annotations,
+        finalizers=old.finalizers if keeps else finalizers.at_change(old, wanted),
     )
 
 

@@ -11,7 +11,7 @@ from typing import cast
 import redis
 
 from orchestrator.queues import lifecycle_queue, migrate_queue
-from orchestrator.resources.meta import check_name
+from orchestrator.resources.names import check_name
 from orchestrator.store import keys
 from orchestrator.store.connection import redis_errors
 

@@ -136,11 +136,13 @@ class Batch:
     """One commit being put together.
 
     Attributes:
+        is_dry: Whether it is only looked at what it would do.
         request_id: Lets the store answer a repeated request without doing it twice.
         told: What the store logs once it is committed: event, whether it is a warning, and what goes with it.
     """
 
     memory_overhead_mib: int = 0
+    is_dry: bool = False
     request_id: str = field(default_factory=lambda: uuid4().hex)
     checks: list[Command] = field(default_factory=list)
     writes: list[dict[str, Any]] = field(default_factory=list)
@@ -223,10 +225,14 @@ class Batch:
 
     def encoded(self) -> str:
         """Give it as the script's argument."""
-        return json.dumps(
-            {"id": self.request_id, "checks": self.checks, "writes": self.writes, "effects": self.effects},
-            separators=(",", ":"),
-        )
+        request = {
+            "id": self.request_id,
+            "checks": self.checks,
+            "writes": self.writes,
+            "effects": self.effects,
+            "dry": self.is_dry,
+        }
+        return json.dumps(request, separators=(",", ":"))
 
 
 def encode(resource: Resource) -> str:

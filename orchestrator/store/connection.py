@@ -1,5 +1,6 @@
 """Connections to Redis, and Redis's own errors put in our words."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -8,7 +9,9 @@ from typing import cast
 from urllib.parse import urlsplit
 
 import redis
-from redis.backoff import ExponentialBackoff
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.commands.core import Script
 from redis.retry import Retry
 
@@ -45,6 +48,23 @@ def connect(url: str, *, timeout_s: float = SOCKET_TIMEOUT_S, retries: int = 2) 
     return client
 
 
+_SHARED = ("host", "port", "db", "username", "password", "path", "decode_responses", "socket_timeout")
+"""Options that threads' and asyncio's connections have in common, besides those of TLS."""
+
+
+def connect_async(client: "redis.Redis") -> "redis.asyncio.Redis":
+    """Open a pool of asyncio's own connections to where a client's go; nothing is sent yet, and nothing sent twice."""
+    given = client.connection_pool.connection_kwargs
+    options = {name: value for name, value in given.items() if name in _SHARED or name.startswith("ssl_")}
+    kind: type[redis.asyncio.Connection | redis.asyncio.UnixDomainSocketConnection] = redis.asyncio.Connection
+    if "path" in options:
+        kind = redis.asyncio.UnixDomainSocketConnection
+    elif client.connection_pool.connection_class is redis.SSLConnection:
+        kind = redis.asyncio.SSLConnection
+    pool = redis.asyncio.ConnectionPool(connection_class=kind, **options, retry=AsyncRetry(NoBackoff(), 0))
+    return redis.asyncio.Redis(connection_pool=pool)
+
+
 def _check_database(url: str) -> None:
     path = urlsplit(url).path.strip("/")
     if path and not path.isdecimal() and not url.startswith("unix:"):
@@ -68,6 +88,17 @@ def without_password(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
+# For some codes redis-py has a class, and drops the code from the text; in a pipeline the text has more before it.
+_LATER = (
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.ExecAbortError,
+)
+_LATER_CODES = re.compile(r"(^|: )(LOADING|READONLY|MISCONF|OOM|NOREPLICAS|MASTERDOWN|BUSY)\b")
+"""What passes by itself, or once a person has made room."""
+
+
 @contextmanager
 def redis_errors(client: "redis.Redis") -> Iterator[None]:
     """Turn Redis's errors into ours, naming the server.
@@ -84,7 +115,7 @@ def redis_errors(client: "redis.Redis") -> Iterator[None]:
     except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as error:
         raise StoreUnavailable(f"no Redis at {where(client)}: {error}") from error
     except redis.exceptions.ResponseError as error:
-        if str(error).startswith(("LOADING", "READONLY", "MISCONF", "OOM", "NOREPLICAS", "MASTERDOWN", "BUSY")):
+        if isinstance(error, _LATER) or _LATER_CODES.search(str(error)):
             raise StoreUnavailable(f"Redis at {where(client)} can't take this now: {error}") from error
         if "executing the script can't" in str(error):  # NOPERM, as a script's caller is told it
             raise StoreUnavailable(f"Redis at {where(client)} does not permit this user to do that: {error}") from error

@@ -39,6 +39,7 @@ class Follower:
         resources: Documents by kind and key.
         index: By Redis key of the index, members with their value (None in sets).
         touched: Keys of indexes that may have changed since their user last cleared this.
+        run_id: Of the Redis process that everything was loaded from; empty before that.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Follower:
         self.index: dict[str, dict[str, str | None]] = defaultdict(dict)
         self.touched: set[str] = set()
         self.version = -1
+        self.run_id = ""
         self._advanced = threading.Condition(self.lock)
         self._stop = threading.Event()
 
@@ -133,9 +135,9 @@ class Follower:
             for documents in loaded.resources.values():
                 for resource in documents.values():
                     self._reindex(None, resource)
+            self.version, self.run_id = loaded.version, loaded.run_id
             if self.on_change is not None:
                 self.on_change(None)
-            self.version = loaded.version
             self._advanced.notify_all()
 
     def _take(self, change: Change) -> None:

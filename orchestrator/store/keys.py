@@ -25,10 +25,13 @@ are removed by the commit that ends it:
 | `slots:cluster`, `slots:outbound:<node>`, `slots:inbound:<node>` | set of operations | control | none: a
   grant that ran out is suspect and keeps its slots until it is settled |
 | `deadlines` | zset operation -> ms | control | none; ends with the grant |
-| `awaiting` | zset operation or order -> ms | control | none; ends with the report |
+| `awaiting` | zset operation, order or `drain/<node>` -> ms | control | none; ends with the report, or the drain |
 | `grants:<node>`, `orders:<node>` | hash | control, readable by the node | none; ends with the grant, the answer |
 | `wake:<node>` | stream | control, readable by the node | bounded, 64 entries: wake-ups carry no truth |
 | `cursors` | hash node -> report id | control | none: how far each node's reports are read |
+| `rebalance:scan` | string | control | the interval of the policy: a scan was begun |
+| `placements` | hash | control | none: `count` of the grants that placed a VM; tells whether rules were checked
+  against all of them |
 | `wanted:<task>` | string | control | 5 s: a wake-up that is on its way |
 | `tick:<name>:<n>` | string | control | 10 periods: this tick was sent |
 | `membership` | string | control, readable by nodes | none: who votes, with a version that grows (TAKEOVER.md,
@@ -66,6 +69,8 @@ IDENTITY = "identity"
 CHANGES = "changes"
 CHANGES_MAX = 100_000
 SCHEDULABLE = "schedulable"
+PLACEMENTS = "placements"
+REBALANCE_SCAN = "rebalance:scan"
 ACTIVE_OPERATIONS = "active-operations"
 OPEN_GRANTS = "open-grants"
 VM_UIDS = "vm-uids"

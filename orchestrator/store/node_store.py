@@ -12,7 +12,7 @@ import redis
 
 from orchestrator.lease import Lease, Reply, read_reply
 from orchestrator.resources.adoption import AdoptionOrder, AdoptionOrderKind
-from orchestrator.resources.vmop import NodeGrant, Order
+from orchestrator.resources.grant import NodeGrant, Order
 from orchestrator.settings import settings
 from orchestrator.store import keys
 from orchestrator.store.calls import lease_arguments

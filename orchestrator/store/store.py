@@ -14,6 +14,7 @@ import redis
 
 from orchestrator.errors import AlreadyExists, Conflict, NotFound, VersionExpired
 from orchestrator.logs import logger
+from orchestrator.metrics import COMMIT_SECONDS, COMMITS
 from orchestrator.resources import KINDS, Key, Resource, split_key
 from orchestrator.resources.meta import STORED
 from orchestrator.settings import Settings, settings
@@ -87,10 +88,12 @@ class Store:
     Args:
         client: A connection made by `connection.connect`.
         config: Defaults to the process's settings.
+        is_dry: Commits are checked and answered as if they were done, and write nothing.
     """
 
-    def __init__(self, client: "redis.Redis", config: Settings | None = None) -> None:
+    def __init__(self, client: "redis.Redis", config: Settings | None = None, *, is_dry: bool = False) -> None:
         self.redis = client
+        self.is_dry = is_dry
         self.config = config or settings()
         self._commit = script(client, "commit")
         self._load = script(client, "load")
@@ -104,9 +107,13 @@ class Store:
         """Close all connections."""
         self.redis.close()
 
+    def dry(self) -> "Store":
+        """Give this store for trying out: what is committed there is checked, and not written."""
+        return Store(self.redis, self.config, is_dry=True)
+
     def batch(self) -> Batch:
         """Begin a commit."""
-        return Batch(memory_overhead_mib=self.config.memory_overhead_mib)
+        return Batch(memory_overhead_mib=self.config.memory_overhead_mib, is_dry=self.is_dry)
 
     def find(self, kind: type[R], key: str) -> R | None:
         """Read one document, or None."""
@@ -165,21 +172,23 @@ class Store:
             Conflict: A document is not at the version it was read at.
             AlreadyExists: A document to be created is there already.
         """
-        with redis_errors(self.redis):
+        with redis_errors(self.redis), COMMIT_SECONDS.time():
             answer = cast("list[str | int]", self._commit(args=[batch.encoded()]))
         if answer[0] == "refused":
+            COMMITS.labels("conflict" if answer[1] == "version" else "refused").inc()
             if answer[1] != "version":
                 return Refusal(str(answer[1]), str(answer[2]))
             kind, _, key = str(answer[2]).partition(" ")
             created = any(w["expected"] == 0 and w["kind"] == kind and w["key"] == key for w in batch.writes)
             error = AlreadyExists if created else Conflict
             raise error(f"{kind} {split_key(Key(key))[1]!r} " + ("already exists" if created else "changed meanwhile"))
-        for event, warning, about in batch.told:
+        COMMITS.labels("done").inc()
+        for event, warning, about in () if batch.is_dry else batch.told:
             (log.warning if warning else log.info)(event, **about)
         result: list[Resource] = []
         for resource, version in zip(batch.written, answer[1:], strict=True):
             created_version = resource.created_version or int(version)
-            meta = resource.metadata.with_(resource_version=str(version))
+            meta = resource.metadata.with_(resource_version=str(version or ""))  # none, of what is only tried out
             result.append(resource.with_(metadata=meta, created_version=created_version))
         return result
 
@@ -251,6 +260,33 @@ class Store:
                         return result  # the next call finds the gap first
                     raise VersionExpired(f"version {since} is too old: list again")
                 result.append(_change(version, fields))
+        return result
+
+    def history(self, since: int, until: int, kind: type[Resource]) -> list[Change]:
+        """Read again what happened to one kind after a version, up to and with another.
+
+        Returns:
+            Changes in order. Those of other kinds are passed over without being decoded.
+
+        Raises:
+            VersionExpired: As `changes`.
+        """
+        result: list[Change] = []
+        while since < until:
+            with redis_errors(self.redis):
+                answer = self.redis.xrange(keys.CHANGES, f"{since + 1}-0", f"{until}-0", count=1000)
+            entries = cast("list[tuple[str, dict[str, str]]]", answer)
+            for entry_id, fields in entries:
+                version = int(entry_id.partition("-")[0])
+                if version != since + 1 or fields["type"] == _SKIPPED:
+                    break
+                since = version
+                if fields["kind"] == kind.kind_name:
+                    result.append(_change(version, fields))
+            else:
+                if entries:
+                    continue
+            raise VersionExpired(f"version {since} is too old: list again")
         return result
 
     def last_of(self, resource: R) -> R | None:

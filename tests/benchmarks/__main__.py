@@ -24,7 +24,15 @@ from tests.benchmarks.running import Bench
 from tests.lab.lab import obstacles
 from tests.lab.namespaces import LabError
 
-BENCHMARKS = {"store": "store_rate", "latency": "latency", "emptying": "emptying"}
+BENCHMARKS = {
+    "store": "store_rate",
+    "api": "api_server",
+    "throughput": "throughput",
+    "rebalancing": "rebalancing",
+    "draining": "draining",
+    "latency": "latency",
+    "emptying": "emptying",
+}
 """By name, the module; those that need a lab come last."""
 NEED_LAB = ("latency", "emptying")
 INTERRUPTED = 130

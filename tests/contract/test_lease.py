@@ -1,6 +1,7 @@
 """A renewal, as `lua/lease.lua` does it on a real Redis, and what leases say (TAKEOVER.md, rules 1, 4, 5 and 10)."""
 
 import json
+import random
 from dataclasses import replace
 from typing import cast
 
@@ -10,6 +11,7 @@ from orchestrator.lease import PROFILES, Lease, Membership, StoredLease, Suspici
 from orchestrator.store import Store, keys
 from orchestrator.store.node_store import NodeStore
 from tests.builders import a_lease
+from tests.fast_redis import LeaseTable
 
 
 @pytest.fixture
@@ -156,3 +158,31 @@ def test_a_full_redis_takes_renewals(store: Store, node: NodeStore) -> None:
         assert node.renew_lease(a_lease()).refused == ""
     finally:
         store.redis.config_set("maxmemory", "0")
+
+
+def test_what_stands_in_for_it_in_memory_answers_alike(store: Store, node: NodeStore) -> None:
+    """`tests.fast_redis.LeaseTable`, by which the runs of tests/unit/test_heart_safety.py live."""
+    chance = random.Random(1)
+    membership = Membership(3, {"n1": "a:1"}, 1)
+    store.redis.set(keys.MEMBERSHIP, membership.text())
+    table = LeaseTable(membership)
+    for _ in range(300):
+        lease = a_lease(
+            chance.randint(1, 5),
+            generation=chance.choice("gh"),
+            boot_id=chance.choice("bc"),
+            created=float(chance.randint(1, 6)),
+            membership=chance.choice((2, 3)),
+        )
+        if chance.random() < 0.1:
+            store.redis.delete(keys.lease("n1"), keys.taken_over("n1"))
+            table.leases.clear()
+            table.taken_over.clear()
+        if chance.random() < 0.05:
+            store.redis.set(keys.taken_over("n1"), "b gone")
+            table.taken_over["n1"] = "b"
+        if chance.random() < 0.2:
+            store.redis.hset(keys.SUSPICIONS, "n2", Suspicion("id", "g", 1).text())
+            table.suspicions["n2"] = "id"
+        assert node.renew_lease(lease) == table.renew("n1", lease, lease.membership)
+        assert stored(store) == table.leases.get("n1")

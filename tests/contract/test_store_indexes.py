@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import AlreadyExists, Conflict
-from orchestrator.planner.flow import settling
+from orchestrator.planner.rounds import settling
 from orchestrator.resources import (
     KINDS,
     Action,
@@ -187,5 +187,6 @@ def test_a_fenced_node_s_orders_are_indexes_of_its_fencing() -> None:
 
 
 def test_every_kind_has_its_say() -> None:
-    without_indexes = {"Event", "VirtualMachineClass", "NodeFencing"}  # its orders: test below
+    without_indexes = {"AccessToken", "Event", "Maintenance", "Namespace", "NodeDrain", "RebalancePolicy"}
+    without_indexes |= {"NodeFencing", "VirtualMachineClass"}  # a fencing's orders: above
     assert set(KINDS) == {kind.kind_name for kind in FOLLOWED} | without_indexes

@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.lease import Membership, Suspicion
-from orchestrator.planner.flow import settling
+from orchestrator.planner.rounds import settling
 from orchestrator.resources import GrantState, VirtualMachineOperation
 from orchestrator.store import Store, keys
 from orchestrator.store.node_store import NodeStore

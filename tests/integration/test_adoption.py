@@ -15,7 +15,7 @@ from orchestrator.resources import (
     VmPhase,
 )
 from orchestrator.resources.adoption import AdoptionOrder, AdoptionOrderKind, RecordedDefinition
-from orchestrator.services import adoption, operations
+from orchestrator.services import adoption, operations, vms
 from orchestrator.store import keys
 from tests.builders import a_vm, uuid_of
 from tests.declared_keys import check_keys
@@ -156,7 +156,7 @@ class TestAdoption:
         with pytest.raises(Refused, match="being adopted or released: node n1 has not answered"):
             operations.create_operation(stage.ctx, operations.new_operation("web-1", OperationType.EVICT))
         with pytest.raises(Refused, match="being adopted or released"):
-            operations.delete_vm(stage.ctx, "default/web-1")
+            vms.delete_vm(stage.ctx, "default/web-1")
         with pytest.raises(Refused, match="is being adopted: node n1 has not answered yet"):
             adoption.release(stage.ctx, "default/web-1")
         copy.state = "shutoff"

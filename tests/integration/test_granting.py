@@ -11,9 +11,11 @@ import redis
 from orchestrator.errors import Invalid
 from orchestrator.queues import Task
 from orchestrator.resources import (
+    Event,
     Node,
     OperationPhase,
     OperationType,
+    Priority,
     VirtualMachineOperation,
     VmPhase,
 )
@@ -187,7 +189,7 @@ class TestLimits:
                 change()
                 return taken
 
-            stage.herd.snapshot = stale  # type: ignore[method-assign]
+            stage.herd.snapshot = stale  # type: ignore[assignment,method-assign]
             assert stage.grant() == []
 
         late(lambda: [set_unschedulable(stage.ctx, name, unschedulable=True) for name in ("n2", "n3")])
@@ -306,6 +308,20 @@ class TestRefusals:
         stage.grant()
         assert stage.operation(operation).status.phase is OperationPhase.FAILED
         assert stage.operation(operation).message == "a is Stopped, only a Running VM migrates"
+
+    def test_one_that_was_to_leave_its_node_has_nothing_left_to_do(self, stage: Stage) -> None:
+        vm = stage.add_vm("a", "n1")
+        priority = {PRIORITY_ANNOTATION: str(Priority.MAINTENANCE.value)}
+        wanted = operations.new_operation("a", OperationType.EVICT, annotations=priority)
+        operation = operations.create_operation(stage.ctx, wanted)
+        del stage.nodes["n1"].domains[vm.metadata.uid]
+        stage.nodes["n1"].tell(vm.metadata.uid, "shutdown", "guest")
+        stage.read()
+        stage.grant()
+        ended = stage.operation(operation)
+        assert (ended.status.phase, ended.status.progress) == (OperationPhase.COMPLETED, 100)
+        assert ended.message == "a does not run any more: there is nothing to move"
+        assert all(event.type != "Warning" for event in stage.store.all(Event))
 
 
 def test_one_grant_pass_over_500_pending_operations_is_a_few_round_trips(

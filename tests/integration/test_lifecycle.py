@@ -9,6 +9,7 @@ from orchestrator.queues import Message, Task
 from orchestrator.resources import (
     GrantState,
     Node,
+    NodeDrain,
     OperationPhase,
     OperationType,
     Reason,
@@ -18,7 +19,8 @@ from orchestrator.resources import (
     VmPhase,
     find_condition,
 )
-from orchestrator.services import operations
+from orchestrator.resources.drain import VmState
+from orchestrator.services import operations, vms
 from orchestrator.services.nodes import set_unschedulable
 from orchestrator.store import keys
 from tests.builders import a_vm
@@ -107,6 +109,35 @@ class TestStop:
         assert stage.world.running(vm.metadata.uid) == []
         assert settle(stage, stop) == [OperationPhase.COMPLETED]
 
+    def test_a_report_that_was_read_before_the_stop_does_not_bring_it_back(self, stage: Stage) -> None:
+        """The agent reads, the plug is pulled and the settlement answered, and only then the agent reports."""
+        vm = stage.add_vm("a", "n1")
+        began, read = stage.nodes["n1"].store.counter(), stage.nodes["n1"].describe(vm.metadata.uid)
+        stop = ask(stage, STOP, force=True)
+        deliver(stage)
+        assert settle(stage, stop) == [OperationPhase.COMPLETED]
+        late = {"uuid": vm.metadata.uid, "domain": read | {"addresses": ["192.0.2.7"]}, "began": began}
+        stage.nodes["n1"].store.report("Domain", late)
+        stage.nodes["n1"].tell(vm.metadata.uid, "destroyed")
+        stage.read()
+        stage.reconcile()
+        assert stage.vm("a").status.phase is VmPhase.STOPPED
+        assert reason_of(stage.vm("a"), "Running") == "StoppedByOperation"
+        assert len(stage.operations()) == 1
+
+    def test_news_of_a_copy_that_went_before_it_was_ever_reported_changes_nothing(self, stage: Stage) -> None:
+        vm = vms.create_vm(stage.ctx, a_vm("a", policy=RunPolicy.ALWAYS_ON_UNLESS_STOPPED_MANUALLY))
+        assert settle(stage, *stage.operations()) == [OperationPhase.COMPLETED]
+        node = stage.nodes[stage.vm("a").status.node_name]
+        stop = ask(stage, STOP, force=True)
+        assert settle(stage, stop) == [OperationPhase.COMPLETED]
+        node.store.report("Domain", {"uuid": vm.metadata.uid, "domain": None, "detail": "", "reason": "", "ran": True})
+        node.tell(vm.metadata.uid, "destroyed")
+        stage.read()
+        stage.reconcile()
+        assert reason_of(stage.vm("a"), "Running") == "StoppedByOperation"
+        assert len(stage.operations()) == 2
+
     def test_a_guest_that_went_before_it_was_told_to_have_been_asked(self, stage: Stage) -> None:
         vm = stage.add_vm("a", "n1")
         stop = ask(stage, STOP)
@@ -141,7 +172,7 @@ class TestStop:
         assert stage.deliver(message) is False
 
     def test_a_vm_that_waits_for_its_start_is_off_at_once(self, stage: Stage) -> None:
-        operations.create_vm(stage.ctx, a_vm("a"))
+        vms.create_vm(stage.ctx, a_vm("a"))
         (start,) = stage.operations()
         stop = ask(stage, STOP)
         stage.grant()
@@ -278,7 +309,7 @@ class TestSuperseding:
         assert_nothing_is_held(stage)
 
     def test_a_start_under_way_is_stopped_after_it(self, stage: Stage) -> None:
-        operations.create_vm(stage.ctx, a_vm("a"))
+        vms.create_vm(stage.ctx, a_vm("a"))
         (start,) = stage.operations()
         (message,) = stage.grant()
         node = stage.nodes[message.queue.split(".")[1]]
@@ -339,7 +370,7 @@ def is_asked(stage: Stage, operation: VirtualMachineOperation) -> bool:
 class TestDeletion:
     def test_a_vm_that_runs_is_stopped_and_removed(self, stage: Stage) -> None:
         vm = stage.add_vm("a", "n1", policy=RunPolicy.ALWAYS_ON)
-        operations.delete_vm(stage.ctx, vm.key)
+        vms.delete_vm(stage.ctx, vm.key)
         assert stage.vm("a").status.phase is VmPhase.TERMINATING
         deliver(stage)
         assert stage.vm("a").status.phase is VmPhase.TERMINATING
@@ -349,15 +380,15 @@ class TestDeletion:
         assert_nothing_is_held(stage)
 
     def test_one_that_does_not_run_is_removed_at_once(self, stage: Stage) -> None:
-        vm = operations.create_vm(stage.ctx, a_vm("a", policy=RunPolicy.MANUAL))
+        vm = vms.create_vm(stage.ctx, a_vm("a", policy=RunPolicy.MANUAL))
         assert stage.vm("a").status.phase is VmPhase.STOPPED
-        operations.delete_vm(stage.ctx, vm.key)
+        vms.delete_vm(stage.ctx, vm.key)
         assert stage.store.find(VirtualMachine, vm.key) is None
 
     def test_what_is_under_way_gives_way(self, stage: Stage) -> None:
         vm = stage.add_vm("a", "n1")
         evict = stage.evict("a")
-        operations.delete_vm(stage.ctx, vm.key)
+        vms.delete_vm(stage.ctx, vm.key)
         assert stage.operation(evict).status.phase is OperationPhase.SUPERSEDED
         deliver(stage)
         stage.nodes["n1"].power_off(vm.metadata.uid)
@@ -366,8 +397,8 @@ class TestDeletion:
         assert_nothing_is_held(stage)
 
     def test_one_that_waits_for_its_start_goes_with_it(self, stage: Stage) -> None:
-        vm = operations.create_vm(stage.ctx, a_vm("a"))
-        operations.delete_vm(stage.ctx, vm.key)
+        vm = vms.create_vm(stage.ctx, a_vm("a"))
+        vms.delete_vm(stage.ctx, vm.key)
         stage.play(lambda: stage.store.find(VirtualMachine, vm.key) is None)
         assert not any(domains for domains in stage.world.hosts.values())
         assert_nothing_is_held(stage)
@@ -388,7 +419,7 @@ def test_a_node_is_granted_only_as_many_starts_as_it_works_at(stage: Stage) -> N
     for node in ("n2", "n3"):
         set_unschedulable(stage.ctx, node, unschedulable=True)
     for number in range(7):
-        operations.create_vm(stage.ctx, a_vm(f"vm-{number}", cores=1))
+        vms.create_vm(stage.ctx, a_vm(f"vm-{number}", cores=1))
     messages = stage.grant()
     assert [message.task for message in messages] == [Task.NODE_START] * 4
     waiting = [o for o in stage.operations() if o.status.grant is None]
@@ -410,7 +441,7 @@ class TestHostShutdown:
         self.begins(stage, "n1")
         assert sorted(o.name.rpartition("-")[0] for o in stage.operations()) == ["evacuation-a", "evacuation-b"]
         stage.play(lambda: stage.world.hosts["n1"] == {} and stage.is_at_rest("a", "b"))
-        operations.create_vm(stage.ctx, a_vm("c"))
+        vms.create_vm(stage.ctx, a_vm("c"))
         stage.play(lambda: stage.is_at_rest("c"))
         assert stage.vm("c").status.node_name != "n1"
         self.begins(stage, "n1", begins=False)
@@ -440,6 +471,13 @@ class TestHostShutdown:
         (first,) = stage.operations()
         failed = first.with_status(phase=OperationPhase.FAILED)
         stage.store.must_commit(stage.store.batch().put(first, failed))
+        stage.reconcile()
+        assert [o.name for o in stage.operations()] == [first.name], "not at once"
+        drain = stage.store.get(NodeDrain, "n1")
+        (vm,) = drain.vms.values()
+        assert (vm.state, vm.failures) == (VmState.WAITING, 1)
+        waited = drain.with_status(vms={"default/a": vm.with_(not_before=drain.status.started_at)})
+        stage.store.must_commit(stage.store.batch().put(drain, waited))
         stage.reconcile()
         stage.play(lambda: stage.world.hosts["n1"] == {} and stage.is_at_rest("a"))
 

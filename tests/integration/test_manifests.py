@@ -15,9 +15,9 @@ from orchestrator.resources.scheduling import Taint
 from orchestrator.resources.vmclass import ClassPhase
 from orchestrator.services.classes import delete_class, keep_classes, update_class
 from orchestrator.services.context import Context
+from orchestrator.services.manifests import Applied, apply_resource, create_manifest, read_manifest, update_manifest
 from orchestrator.services.nodes import set_labels, set_taints, set_unschedulable
-from orchestrator.services.operations import create_manifest, read_manifest
-from orchestrator.services.vms import Applied, apply_resource, update_manifest, update_vm
+from orchestrator.services.vms import update_vm
 from orchestrator.store import Store, keys
 from orchestrator.store.batch import encode
 from tests.builders import a_cpu

@@ -7,10 +7,19 @@ import pytest
 from orchestrator.errors import Refused
 from orchestrator.planner.preflight import BAD_FOR, GOOD_FOR
 from orchestrator.queues import Task
-from orchestrator.resources import Event, OperationPhase, OrderKind, Reason, VirtualMachine, VirtualMachineOperation
+from orchestrator.resources import (
+    Event,
+    OperationPhase,
+    OperationType,
+    Order,
+    OrderKind,
+    Reason,
+    VirtualMachine,
+    VirtualMachineOperation,
+)
 from orchestrator.resources.meta import find_condition
 from orchestrator.resources.needs import STORAGE_COPY_ANNOTATION, LocalDisk
-from orchestrator.resources.vmop import MigrateTo, OperationType, Order
+from orchestrator.resources.vmop import MigrateTo
 from orchestrator.services import operations
 from orchestrator.services.granting import grant_pending
 from orchestrator.services.nodes import set_unschedulable

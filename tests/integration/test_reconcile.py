@@ -8,7 +8,7 @@ import pytest
 from orchestrator.errors import Conflict
 from orchestrator.queues import lifecycle_queue, migrate_queue
 from orchestrator.resources import GrantState, OperationPhase, OperationType, RunPolicy
-from orchestrator.services import operations, reconcile
+from orchestrator.services import reconcile, vms
 from orchestrator.services.housekeeping import remove_old_operations
 from orchestrator.store import keys
 from tests.builders import a_vm, an_operation
@@ -178,7 +178,7 @@ class TestRestarts:
         assert waits == [0, 10, 20, 40]
 
     def test_a_new_vm_for_which_there_was_no_room_is_tried_again(self, stage: Stage) -> None:
-        operations.create_vm(stage.ctx, a_vm("a"))
+        vms.create_vm(stage.ctx, a_vm("a"))
         (operation,) = stage.operations()
         failed = operation.with_status(
             phase=OperationPhase.FAILED, finished_at=datetime.now(UTC) - timedelta(minutes=2)

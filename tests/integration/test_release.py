@@ -11,7 +11,7 @@ from orchestrator.resources import (
     RunPolicy,
     VmPhase,
 )
-from orchestrator.services import adoption, operations, policies
+from orchestrator.services import adoption, operations, policies, vms
 from orchestrator.store import keys
 from tests.builders import uuid_of
 from tests.fakes import Copy, Stage
@@ -188,7 +188,7 @@ class TestRelease:
         del stage.nodes["n1"].domains[UUID]
         stage.nodes["n1"].tell(UUID, "shutdown", "guest")
         stage.read()
-        operations.delete_vm(stage.ctx, "default/web-1")
+        vms.delete_vm(stage.ctx, "default/web-1")
         assert web(stage) is None
         assert not stage.store.redis.exists(keys.ADOPTED)
 

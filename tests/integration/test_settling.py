@@ -14,7 +14,7 @@ from orchestrator.resources import (
     VmPhase,
     find_condition,
 )
-from orchestrator.services import operations
+from orchestrator.services import operations, vms
 from orchestrator.store import keys
 from tests.builders import a_vm
 from tests.declared_keys import check_keys
@@ -378,14 +378,14 @@ class TestSuspicion:
 
 class TestStarts:
     def test_a_new_vm_starts_by_itself(self, stage: Stage) -> None:
-        vm = operations.create_vm(stage.ctx, a_vm("a"))
+        vm = vms.create_vm(stage.ctx, a_vm("a"))
         stage.play(lambda: stage.is_at_rest("a"))
         assert stage.vm("a").status.incarnation == 1
         (copy,) = [d[vm.metadata.uid] for d in stage.world.hosts.values() if vm.metadata.uid in d]
         assert (copy.incarnation, copy.state) == (1, "running")
 
     def test_a_start_whose_worker_died_is_read_and_not_repeated_elsewhere(self, stage: Stage) -> None:
-        operations.create_vm(stage.ctx, a_vm("a"))
+        vms.create_vm(stage.ctx, a_vm("a"))
         (message,) = stage.grant()
         stage.nodes["n1"].begin(message)
         stage.read()
@@ -397,7 +397,7 @@ class TestStarts:
 
     def test_a_call_that_was_on_its_way_when_its_worker_was_killed_is_not_overlooked(self, stage: Stage) -> None:
         """The daemon had the request and not yet begun: it is absent at the first look and runs at the second."""
-        vm = operations.create_vm(stage.ctx, a_vm("a"))
+        vm = vms.create_vm(stage.ctx, a_vm("a"))
         (message,) = stage.grant()
         stage.nodes["n1"].begin(message)
         copy = stage.nodes["n1"].domains.pop(vm.metadata.uid)
@@ -411,7 +411,7 @@ class TestStarts:
         assert stage.is_at_rest("a")
 
     def test_a_start_that_failed_is_tried_on_another_node_as_the_next_incarnation(self, stage: Stage) -> None:
-        vm = operations.create_vm(stage.ctx, a_vm("a"))
+        vm = vms.create_vm(stage.ctx, a_vm("a"))
         (message,) = stage.grant()
         grant = stage.nodes["n1"].begin(message)
         assert grant is not None

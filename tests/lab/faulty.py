@@ -126,7 +126,7 @@ def _run_here(*arguments: str) -> NoReturn:
 def main() -> None:
     """Install the fault and run the product."""
     _install(sys.argv[1])
-    cli_run._exec = _run_here
+    cli_run.execute = _run_here
     sys.argv = ["vmherd", *sys.argv[2:]]
     cli.main()
 

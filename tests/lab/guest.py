@@ -1,6 +1,6 @@
 """A lab guest: what its domain looks like, and how it does, as seen over the network.
 
-python -m tests.lab.guest build     build the guest image (tests do it by themselves, once)
+python -m tests.lab.guest build     build the guests' images (tests do it by themselves, once)
 """
 
 import re
@@ -15,6 +15,7 @@ from xml.sax.saxutils import escape, quoteattr
 from tests.lab.image import emulator, image
 from tests.lab.namespaces import LabError, Namespace
 from tests.lab.network import GUEST_BRIDGE
+from tests.lab.watchdog_image import watchdog_image
 
 # What a kernel prints when memory is no longer what it wrote. A stall alone is no fault: two cores emulate it all.
 _TROUBLE = re.compile(r"Oops|BUG: (?!soft)|Kernel panic|general protection|segfault|Bad page|invalid opcode")
@@ -284,8 +285,8 @@ def _domain_xml(spec: GuestSpec, identity: str, *, console: Path, disk: Path | N
 
 
 def main() -> int:
-    """Build the image, as the command line asks."""
-    actions: dict[str, Callable[[], object]] = {"build": image}
+    """Build the images, as the command line asks."""
+    actions: dict[str, Callable[[], object]] = {"build": lambda: (image(), watchdog_image())}
     if len(sys.argv) != 2 or sys.argv[1] not in actions:
         print("usage: python -m tests.lab.guest build", file=sys.stderr)
         return 2

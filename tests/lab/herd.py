@@ -20,12 +20,13 @@ import libvirt
 from orchestrator import Cluster
 from orchestrator.errors import NotFound, Refused
 from orchestrator.resources import OperationType, Resource, VirtualMachine, VirtualMachineOperation
-from orchestrator.services import operations
+from orchestrator.services import operations, vms
 from orchestrator.store import access, keys
 from orchestrator.store.connection import connect
 from tests.lab.guest import Guest
 from tests.lab.lab import Lab
 from tests.lab.namespaces import REPOSITORY
+from tests.lab.standin import put_in
 from tests.lab.supervised import Supervised
 from tests.waiting import wait_until
 
@@ -60,8 +61,10 @@ class LabHerd:
         source: The tree whose code runs; a test may give a copy that it broke.
         env: Settings for every process, for example `VMHERD_BANDWIDTH_MIB_S`.
         entry: By process name, what is run in place of `-m orchestrator.cli`; for faults inside a process.
+        watchdogs: Give each host one, which takes its power when it is not fed in time (`standin`).
 
     Attributes:
+        watchdogs: By host.
         redis: The lab's Redis.
         cluster: Made as a person's program would, from outside of the namespaces.
         processes: By `name` of the control plane, `host/name` of nodes.
@@ -74,11 +77,15 @@ class LabHerd:
         source: Path = REPOSITORY,
         env: Mapping[str, str] | None = None,
         entry: Mapping[str, list[str]] | None = None,
+        watchdogs: bool = False,
     ) -> None:
         self.lab = lab
         self._source = source
         self._env = dict(env or {})
         self._entry = dict(entry or {})
+        self.watchdogs = {host.name: put_in(host) for host in lab.hosts} if watchdogs else {}
+        for name in self.watchdogs:
+            self._entry.setdefault(f"{name}/heartbeat", ["-m", "tests.lab.heartbeat"])
         self.redis = lab.start_redis()
         self.cluster = Cluster(self.redis.url)
         self.processes: dict[str, Supervised] = {}
@@ -112,6 +119,8 @@ class LabHerd:
 
     def down(self) -> None:
         """Stop every process, all at once."""
+        for watchdog in self.watchdogs.values():
+            watchdog.close()
         for process in self.processes.values():
             process.hold()
         for process in self.processes.values():
@@ -134,24 +143,47 @@ class LabHerd:
 
     def start_node(self, host_name: str, name: str, entry: list[str] | None = None) -> Supervised:
         """Start one process of a node, inside its host and with the node's own Redis user."""
-        host = self.lab.host(host_name)
-        if host_name not in self._passwords:
-            client = connect(self.redis.url)
-            self._passwords[host_name] = access.enroll(client, host_name)
-            client.close()
-        base = self.redis.url_for_hosts.partition("@")[2]
-        env = self.environment(
-            VMHERD_REDIS_URL=f"redis://{access.user_name(host_name)}:{self._passwords[host_name]}@{base}",
-            VMHERD_NODE=host_name,
-            VMHERD_MIGRATION_URI=host.migration_uri,
-            VMHERD_WATCHDOG="off",  # this machine's own; a lab host's is a stand-in
-        )
+        host, env = self.lab.host(host_name), self._node_environment(host_name)
         key = f"{host_name}/{name}"
         argv = self._argv(key, NODE_PROCESSES[name], entry)
         self.processes[key] = self.lab.supervise(
             lambda: host.popen(argv, env=env, log=f"{host_name}-{name}", cwd=self._source), key
         )
         return self.processes[key]
+
+    def shut_down(self, host_name: str, *, timeout_s: float, grace_s: float) -> None:
+        """Shut a host down in an orderly way, as far as `vmherd-guests.service` goes: returns once that lets it go on.
+
+        What systemd does after that is up to `LabHost.power_cut`.
+        """
+        times = {"VMHERD_HOST_SHUTDOWN_TIMEOUT": str(timeout_s), "VMHERD_HOST_SHUTDOWN_GRACE": str(grace_s)}
+        self._host_shutdown(host_name, timeout=timeout_s + grace_s + 30, **times)
+
+    def boot(self, host_name: str) -> None:
+        """Give a host its power back, and run what `vmherd-guests.service` runs then; returns once it is Ready."""
+        self.lab.host(host_name).power_on()
+        self._host_shutdown(host_name, "--over")
+        self.wait_ready([host_name])
+
+    def _host_shutdown(self, host_name: str, *arguments: str, timeout: float = 60, **env: str) -> None:
+        argv = [sys.executable, "-m", "orchestrator.cli", "run", "host-shutdown", *arguments]
+        environment = {**self._node_environment(host_name), **env}
+        self.lab.host(host_name).run(argv, env=environment, timeout=timeout, cwd=self._source)
+
+    def _node_environment(self, host_name: str) -> dict[str, str]:
+        """The environment of a node's process: inside its host, and with its own Redis user."""
+        if host_name not in self._passwords:
+            client = connect(self.redis.url)
+            self._passwords[host_name] = access.enroll(client, host_name)
+            client.close()
+        base = self.redis.url_for_hosts.partition("@")[2]
+        return self.environment(
+            VMHERD_REDIS_URL=f"redis://{access.user_name(host_name)}:{self._passwords[host_name]}@{base}",
+            VMHERD_NODE=host_name,
+            VMHERD_MIGRATION_URI=self.lab.host(host_name).migration_uri,
+            # This machine's own is nobody's here.
+            VMHERD_WATCHDOG=str(self.watchdogs[host_name].path) if host_name in self.watchdogs else "off",
+        )
 
     def environment(self, **more: str) -> dict[str, str]:
         """The environment of a process; from the source tree under test, whatever is installed."""
@@ -258,7 +290,7 @@ class LabHerd:
                     operations.delete_operation(self.cluster.context, operation.key)
             for vm in store.all(VirtualMachine):
                 with contextlib.suppress(Refused, NotFound):
-                    operations.delete_vm(self.cluster.context, vm.key)
+                    vms.delete_vm(self.cluster.context, vm.key)
             # After that, or else their policies start them again; and guests are not given time to power off.
             domains = [domain for host in self.lab.hosts for domain in host.connect().listAllDomains()]
             with ThreadPoolExecutor(max_workers=8) as pool:  # each takes more than a second

@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,10 +64,10 @@ def image() -> Image:
     """
     if missing := missing_tools():
         raise LabError(f"the guest image needs: {', '.join(missing)}")
-    with _locked_cache() as cache:
+    with locked_cache() as cache:
         package = _kernel_package(cache)
         inputs = [package, *_MODULES, *_CGI.values(), (FILES / "guest-init.sh").read_text(), Path(__file__).read_text()]
-        digest = hashlib.sha256("\0".join(inputs).encode() + _busybox().read_bytes()).hexdigest()[:16]
+        digest = hashlib.sha256("\0".join(inputs).encode() + static_busybox().read_bytes()).hexdigest()[:16]
         folder = cache / f"guest-{digest}"
         if not folder.exists():
             # Built aside and renamed, so that a killed build leaves no half image under the final name.
@@ -87,7 +87,7 @@ def emulator() -> Path:
     qemu = Path(shutil.which("qemu-system-x86_64") or "/usr/bin/qemu-system-x86_64").resolve()
     text = (FILES / "qemu-wrapper.sh").read_text().replace("@QEMU@", str(qemu))
     digest = hashlib.sha256(f"{text}{qemu.stat().st_mtime_ns}".encode()).hexdigest()[:16]
-    with _locked_cache() as cache:
+    with locked_cache() as cache:
         wrapper = cache / f"emulator-{digest}" / "qemu"
         if not wrapper.exists():
             wrapper.parent.mkdir(exist_ok=True)
@@ -107,7 +107,7 @@ def daemon(name: str) -> Path:
     """
     original = Path(shutil.which(name, path="/usr/sbin:/usr/local/sbin:/sbin") or f"/usr/sbin/{name}").resolve()
     facts = original.stat()
-    with _locked_cache() as cache:
+    with locked_cache() as cache:
         copy = cache / f"daemon-{facts.st_mtime_ns}-{facts.st_size}" / name
         if not copy.exists():
             copy.parent.mkdir(exist_ok=True)
@@ -119,7 +119,7 @@ def daemon(name: str) -> Path:
 
 def libvirt_cache() -> Path:
     """Return the folder that all lab hosts share as /var/cache/libvirt."""
-    with _locked_cache() as cache:
+    with locked_cache() as cache:
         (cache / "libvirt").mkdir(exist_ok=True)
         return cache / "libvirt"
 
@@ -128,14 +128,15 @@ def missing_tools() -> list[str]:
     """Return what is not installed of what the image is built with, as text for a person."""
     needed = {"apt-get": "apt", "dpkg": "dpkg", "cpio": "cpio", "gzip": "gzip"}
     missing = [f"{tool} (package {package})" for tool, package in needed.items() if shutil.which(tool) is None]
-    if not _busybox().exists():
+    if not static_busybox().exists():
         missing.append("busybox (package busybox-static)")
-    elif "dynamically linked" in _linkage(_busybox()):
+    elif "dynamically linked" in _linkage(static_busybox()):
         missing.append("a static busybox (package busybox-static)")
     return missing
 
 
-def _busybox() -> Path:
+def static_busybox() -> Path:
+    """Return where busybox is."""
     return Path(shutil.which("busybox") or "/bin/busybox").resolve()
 
 
@@ -163,7 +164,7 @@ def _kernel_package(cache: Path) -> str:
 
 def _build(package: str, scratch: Path, cache: Path) -> None:
     """Make `scratch/image` with `vmlinuz` and `initrd`."""
-    system = _unpacked(package, scratch, cache)
+    system = unpacked(package, scratch, cache)
     result = scratch / "image"
     result.mkdir()
     kernels = sorted(system.glob("boot/vmlinuz-*"))
@@ -176,8 +177,8 @@ def _build(package: str, scratch: Path, cache: Path) -> None:
     root = scratch / "root"
     for folder in ("bin", "proc", "sys", "dev", "www", "ws", "modules", "cgi", "etc/acpi/PWRF", "var/log", "var/run"):
         (root / folder).mkdir(parents=True)
-    shutil.copy(_busybox(), root / "bin/busybox")
-    for applet in command([str(_busybox()), "--list"]).split():
+    shutil.copy(static_busybox(), root / "bin/busybox")
+    for applet in command([str(static_busybox()), "--list"]).split():
         if applet != "busybox":
             (root / "bin" / applet).symlink_to("busybox")
     shutil.copy(FILES / "guest-init.sh", root / "init")
@@ -188,7 +189,7 @@ def _build(package: str, scratch: Path, cache: Path) -> None:
         text = f"#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\nok\\n'\n{body}\n"
         (root / name).write_text(text)
         (root / name).chmod(0o755)
-    _copy_modules(system, root / "modules")
+    copy_modules(system, root / "modules", _MODULES)
     names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
     archive = subprocess.run(
         ["cpio", "--create", "--format=newc", "--quiet", "--owner=0:0"],
@@ -201,7 +202,7 @@ def _build(package: str, scratch: Path, cache: Path) -> None:
     (result / "initrd").write_bytes(gzip.compress(archive, compresslevel=1))
 
 
-def _unpacked(package: str, scratch: Path, cache: Path) -> Path:
+def unpacked(package: str, scratch: Path, cache: Path) -> Path:
     """Return a folder with the files of a kernel package, and of the one with its modules where those are apart."""
     system = scratch / "system"
     packages = [package]
@@ -211,22 +212,33 @@ def _unpacked(package: str, scratch: Path, cache: Path) -> Path:
         packages.append(modules)
     downloads = cache / "packages"
     downloads.mkdir(exist_ok=True)
+    fetch(packages, downloads)
     for name in packages:
-        found = sorted(downloads.glob(f"{name}_*.deb"))
-        if not found:
-            # In a folder of its own, as apt-get writes into the current one; root, as its sandbox user can't.
-            argv = ["apt-get", "-o", "APT::Sandbox::User=root", "download", "--quiet", name]
-            done = subprocess.run(argv, cwd=downloads, capture_output=True, text=True, timeout=300, check=False)
-            found = sorted(downloads.glob(f"{name}_*.deb"))
-            if done.returncode != 0 or not found:
-                raise LabError(f"can't download {name}: {done.stderr.strip()} (is `apt-get update` needed?)")
-        command(["dpkg", "--extract", str(found[-1]), str(system)], timeout=120)
+        command(["dpkg", "--extract", str(max(downloads.glob(f"{name}_*.deb"))), str(system)], timeout=120)
     return system
 
 
-def _copy_modules(system: Path, target: Path) -> None:
+def fetch(packages: Sequence[str], downloads: Path) -> None:
+    """Download packages that are not there yet.
+
+    Raises:
+        LabError: One can't be.
+    """
+    missing = [name for name in packages if not list(downloads.glob(f"{name}_*.deb"))]
+    if not missing:
+        return
+    # In a folder of its own, as apt-get writes into the current one; root, as its sandbox user can't.
+    argv = ["apt-get", "-o", "APT::Sandbox::User=root", "download", "--quiet", *missing]
+    done = subprocess.run(argv, cwd=downloads, capture_output=True, text=True, timeout=300, check=False)
+    left = [name for name in missing if not list(downloads.glob(f"{name}_*.deb"))]
+    if done.returncode != 0 or left:
+        raise LabError(f"can't download {', '.join(left)}: {done.stderr.strip()} (is `apt-get update` needed?)")
+
+
+def copy_modules(system: Path, target: Path, names: Sequence[str]) -> None:
+    """Copy kernel modules out of an unpacked package, and write their order; those that are built in are left out."""
     order = []
-    for name in _MODULES:
+    for name in names:
         # File names have "_" or "-", as the author liked.
         pattern = name.replace("_", "[_-]")
         found = sorted(path for path in system.glob("**/modules/*/kernel") for path in path.rglob(f"{pattern}.ko*"))
@@ -239,9 +251,10 @@ def _copy_modules(system: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked_cache() -> Iterator[Path]:
+def locked_cache(what: str = "") -> Iterator[Path]:
+    """Give the cache, to one process at a time; `what` is for those that build something else than all others."""
     cache = Path(os.environ.get("VMHERD_CACHE", "/var/cache/vmherd"))
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / ".lock").open("w") as file:
+    with (cache / f".lock{what}").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield cache

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.resources import OperationPhase, VirtualMachineOperation, find_condition
+from orchestrator.resources import Event, OperationPhase, VirtualMachineOperation, find_condition
 from orchestrator.resources.vm import LiveMigrationPolicy
 from orchestrator.resources.vmop import POST_COPY_ANNOTATION, MigrationOutcome, Prediction
 from tests.lab import outside
@@ -24,6 +24,8 @@ pytestmark = pytest.mark.timeout(300)
 
 BANDWIDTH_MIB_S = 20
 TIME_S = 15
+LONG_S = 45
+"""Long enough for 10 s in which what is left to send reaches no new minimum."""
 SETTINGS = {
     "VMHERD_BANDWIDTH_MIB_S": str(BANDWIDTH_MIB_S),
     "VMHERD_DIRTY_RATE_SAMPLE": "2",  # emulated guests write in bursts
@@ -59,11 +61,21 @@ HEADER = """\
 |---|---|---|---|---|---|---|---|---|"""
 
 
-def migrated(herd: LabHerd, guest: Guest) -> VirtualMachineOperation:
-    """Evict a guest; the operation at its end. The guest is well, and runs once."""
+def migrated(herd: LabHerd, guest: Guest, told: list[str] | None = None) -> VirtualMachineOperation:
+    """Evict a guest; the operation at its end. The guest is well, and runs once.
+
+    Args:
+        told: Gets the reasons that the operation gave on its way, in order.
+    """
     before = guest.wait_ticks(1)
     source = herd.cluster.vm(guest.name).status.node_name
-    operation = herd.cluster.evict(guest.name).wait(timeout=200).resource
+    begun = herd.cluster.evict(guest.name)
+    for shown in herd.cluster.follow(begun.resource, time.monotonic() + 200):
+        if shown is None or not shown.is_active:
+            break
+        if told is not None and shown.status.conditions:
+            told.append(reason_of(shown))
+    operation = begun.wait(timeout=10).resource
     assert operation.status.prediction is not None
     assert operation.status.prediction.dirty_rate_mib_s is not None, "it was measured"
     where = operation.status.target_node if operation.status.phase is OperationPhase.COMPLETED else source
@@ -99,9 +111,14 @@ def assert_it_is_left_alone(herd: LabHerd, guest: Guest) -> VirtualMachineOperat
     """AlwaysSafe: it may not be throttled, and nothing else ends it. It runs on as if nothing had been."""
     since = time.time()
     change(herd, guest, LiveMigrationPolicy.ALWAYS_SAFE)
-    operation = migrated(herd, guest)
+    told: list[str] = []
+    operation = migrated(herd, guest, told)
     assert (operation.status.phase, reason_of(operation)) == (OperationPhase.FAILED, "OperationFailed")
-    assert f"it did not complete in its time ({TIME_S} s per GiB x 1 GiB); it runs on node h1" in operation.message
+    assert f"it did not complete in its time ({LONG_S} s per GiB x 1 GiB); it runs on node h1" in operation.message
+    assert told.index("Syncing") < told.index("NotConverging"), "it is said while it lasts"
+    assert set(told[told.index("NotConverging") :]) <= {"NotConverging", "Syncing", "OutcomeUnknown"}
+    warned = [e for e in herd.cluster.store.all(Event) if e.reason == "MigrationNotConverging"]
+    assert operation.name in {event.involved_object.name for event in warned}
     assert operation.status.attempts == 1  # it would only time out again
     assert operation.status.prediction is not None
     assert operation.status.prediction.converges is False
@@ -168,7 +185,8 @@ def test_a_busy_guest_is_left_alone_or_throttled_or_ends_by_post_copy(
     told = []
     # So slow that a pass takes eight seconds: however the emulated guest is held up, it never writes so little in one
     # that what is left fits into the downtime.
-    with replaced(herd, "control", settings={"VMHERD_BANDWIDTH_MIB_S": "8"}):
+    slow = {"VMHERD_BANDWIDTH_MIB_S": "8", "VMHERD_COMPLETION_TIMEOUT_PER_GIB": str(LONG_S)}
+    with replaced(herd, "control", settings=slow):
         told.append(("AlwaysSafe, 8 MiB/s", assert_it_is_left_alone(herd, guest)))
         told.append(("AlwaysSafe and post-copy, 8 MiB/s", assert_it_ends_by_post_copy(herd, guest)))
     more = {

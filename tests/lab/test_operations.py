@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import Operation
+from orchestrator.errors import Refused
 from orchestrator.resources import GrantState, OperationPhase, VirtualMachine, find_condition
 from tests.lab import outside
 from tests.lab.guest import Guest
@@ -187,11 +188,41 @@ class TestForceSupersedesAPlainStop:
         assert len(qemus(herd, vm)) == 2
 
 
+def test_a_plain_restart_gives_way_to_a_forced_stop(herd: LabHerd) -> None:
+    vm = herd.lab.blank("restarting")
+    herd.start_guests((vm, "h1"), up=False, terminationGracePeriodSeconds=LONG_S)
+    plain = herd.cluster.restart(vm.name)
+    asked(herd, plain, vm)
+    with pytest.raises(Refused, match=f"operation '{plain.name}' should finish first"):
+        herd.cluster.stop(vm.name)
+    forced = herd.cluster.stop(vm.name, force=True)
+    assert_superseded(plain, forced)
+    assert_completed(forced)
+    assert_stopped(herd, vm)
+    assert len(qemus(herd, vm)) == 1
+
+
+def test_a_paused_vm_is_not_moved_and_its_plug_can_be_pulled(herd: LabHerd) -> None:
+    vm = herd.lab.blank("paused")
+    herd.start_guests((vm, "h1"), up=False, terminationGracePeriodSeconds=LONG_S)
+    herd.lab.host("h1").connect().lookupByUUIDString(vm.uuid).suspend()
+    herd.wait_vm(vm.name, lambda seen: seen.status.phase == "Pause")
+    for refused in (herd.cluster.evict, herd.cluster.start):
+        with pytest.raises(Refused, match="NotApplicableForVirtualMachinePhase"):
+            refused(vm.name)
+    assert_completed(herd.cluster.restart(vm.name, force=True))
+    assert_runs_anew(herd, vm)
+    assert len(qemus(herd, vm)) == 2
+
+
 class TestAMigrationGivesWay:
     def test_to_a_stop(self, herd: LabHerd) -> None:
         vm = outside.laden(herd.lab, "leaving-1", ballast_mib=BALLAST_MIB)
         herd.start_guests((vm, "h1"), up=False, terminationGracePeriodSeconds=3)
         evict = copying(herd, vm)
+        for refused in (herd.cluster.evict, herd.cluster.start):
+            with pytest.raises(Refused, match=f"operation '{evict.name}' should finish first"):
+                refused(vm.name)
         stop = herd.cluster.stop(vm.name)
         assert_superseded(evict, stop)
         assert_completed(stop)

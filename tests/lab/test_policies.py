@@ -7,11 +7,20 @@ policy was changed: its guest heeds no power button, so that the event finds it 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from orchestrator.errors import Refused
-from orchestrator.resources import Event, GrantState, OperationType, RunPolicy, find_condition
+from orchestrator.resources import (
+    Event,
+    GrantState,
+    OperationPhase,
+    OperationType,
+    RunPolicy,
+    VirtualMachine,
+    find_condition,
+)
 from orchestrator.services import policies
 from orchestrator.services.vms import update_vm
 from tests.lab import outside
@@ -82,13 +91,14 @@ class Four:
         self.doubles.check()
 
 
-def four(herd: LabHerd, *, boots: bool, grace_s: int) -> Four:
+def four(herd: LabHerd, *, boots: bool, grace_s: int, node: str = "") -> Four:
     """Start one VM for each policy, and change the last one's to AlwaysOff.
 
     Args:
         herd: Empty.
         boots: Whether they are real guests, or machines that idle in their firmware.
         grace_s: How long AlwaysOff waits for its guest.
+        node: The only one on which they may run; empty: any.
     """
     lab = herd.lab
     doubles, began_at = DoubleRunObserver(lab), time.time()
@@ -98,7 +108,8 @@ def four(herd: LabHerd, *, boots: bool, grace_s: int) -> Four:
         guest = lab.guest(name, address=f"192.0.2.{101 + number}", memory_mib=128) if boots else lab.blank(name)
         guests[policy] = guest
         given = MANUAL if policy is ALWAYS_OFF else policy
-        herd.cluster.create(herd.manifest(guest, runPolicy=given.value, terminationGracePeriodSeconds=grace_s))
+        spec: dict[str, Any] = {"runPolicy": given.value, "terminationGracePeriodSeconds": grace_s}
+        herd.cluster.create(herd.manifest(guest, node=node, **spec))
         if given is MANUAL:
             assert herd.cluster.vm(name).status.phase == "Stopped"
             herd.cluster.start(name)
@@ -124,6 +135,16 @@ def turn_off(herd: LabHerd, guest: Guest) -> None:
     wait_until(is_asked, 30, f"the guest of {guest.name} was asked to power off")
     assert herd.cluster.vm(guest.name).status.phase == "Stopping"
     assert list(outside.states(herd.lab, guest).values()) == ["running"]
+
+
+def waits_for_its_host(herd: LabHerd, vm: str) -> bool:
+    starts = [o for o in herd.cluster.operations() if o.vm_key == vm and o.is_active]
+    return any(o.spec.type is OperationType.START and "1 shutting down" in o.message for o in starts)
+
+
+def running_reason(vm: VirtualMachine) -> str:
+    running = find_condition(vm.status.conditions, "Running")
+    return running.reason if running is not None else ""
 
 
 def has_event(herd: LabHerd, guest: Guest, reason: str) -> bool:
@@ -178,3 +199,31 @@ def test_a_guest_that_is_killed(herd: LabHerd, reason: str) -> None:
     vms.assert_at_rest()
     for policy in (MANUAL, ALWAYS_OFF):
         assert len(vms.runs(policy)) == 1
+
+
+def test_a_host_that_shuts_down(herd: LabHerd) -> None:
+    """What can leave leaves, the rest is stopped as the node's doing; both run again, by their policies."""
+    vms = four(herd, boots=False, grace_s=60, node="h1")
+    mobile = herd.lab.blank("mobile")
+    herd.start_guests((mobile, "h1"), up=False)
+    herd.shut_down("h1", timeout_s=15, grace_s=3)
+    moved = herd.cluster.vm(mobile.name)
+    assert (moved.status.incarnation, moved.status.node_name in {"h2", "h3"}) == (1, True)
+    outside.assert_runs_once(herd, mobile, moved.status.node_name)
+    assert herd.lab.host("h1").connect().listAllDomains() == [], "it goes down once nothing runs there"
+    for policy in (ALWAYS_ON, UNLESS_STOPPED):  # nowhere else may they run
+        vm = herd.wait_vm(vms.name(policy), lambda vm: vm.status.phase == "Pending")
+        assert running_reason(vm) == "StoppedByNode"
+        wait_until(lambda key=vm.key: waits_for_its_host(herd, key), 30, f"{vm.name} waits for h1")  # type: ignore[misc]
+    vms.assert_stopped(MANUAL, "StoppedByNode")
+    vms.assert_stopped(ALWAYS_OFF, BY_HAND)
+    herd.lab.host("h1").power_cut()
+    herd.boot("h1")
+    vms.assert_runs(ALWAYS_ON, 2)
+    vms.assert_runs(UNLESS_STOPPED, 2)
+    vms.assert_stopped(MANUAL, "StoppedByNode")
+    vms.assert_stopped(ALWAYS_OFF, BY_HAND)
+    assert [herd.cluster.vm(vms.name(policy)).status.failures for policy in (ALWAYS_ON, UNLESS_STOPPED)] == [0, 0]
+    vms.assert_at_rest()
+    failed = [o.name for o in herd.cluster.operations() if o.status.phase is OperationPhase.FAILED]
+    assert failed == [], "an evacuation of what was stopped is no failure"

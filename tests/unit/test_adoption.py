@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from orchestrator.planner.adoption import Around, Planned, core_fraction, missing, plan_adoption, template, vm_name
 from orchestrator.resources import RunPolicy
 from orchestrator.resources.adoption import XML_MOST, FoundDomain, fingerprint, local_files
-from orchestrator.resources.meta import check_name
+from orchestrator.resources.names import check_name
 from tests.fake_definitions import FakeDefinitions
 from tests.fakes import Copy, World
 from tests.xml_paths import differences

@@ -1,4 +1,7 @@
-"""The two tables of operations: what may be done to which VM, and what takes another's place. Each cell stands here."""
+"""The two tables of operations: what may be done to which VM, and what takes another's place. Each cell.
+
+The same cells on a herd: `tests/scenarios/test_tables.py`.
+"""
 
 import pytest
 
@@ -6,42 +9,7 @@ from orchestrator.planner.applicability import inapplicable, supersedes
 from orchestrator.resources import OperationType, Reason, RunPolicy, VmPhase
 from orchestrator.resources.vmop import OperationSpec
 from tests.builders import NOW, a_vm
-
-START, STOP, RESTART = OperationType.START, OperationType.STOP, OperationType.RESTART
-EVICT, MIGRATE = OperationType.EVICT, OperationType.MIGRATE
-
-STOPPABLE = {VmPhase.RUNNING, VmPhase.DEGRADED, VmPhase.STARTING, VmPhase.PAUSE}
-PHASES = {
-    (START, False): {VmPhase.STOPPED, VmPhase.STOPPING},
-    (STOP, False): STOPPABLE | {VmPhase.PENDING},
-    (STOP, True): STOPPABLE | {VmPhase.PENDING, VmPhase.STOPPING},
-    (RESTART, False): STOPPABLE,
-    (RESTART, True): STOPPABLE | {VmPhase.STOPPING},
-    (EVICT, False): {VmPhase.RUNNING},
-    (EVICT, True): {VmPhase.RUNNING},
-    (MIGRATE, False): {VmPhase.RUNNING},
-    (MIGRATE, True): {VmPhase.RUNNING},
-}
-BY_HAND = {RunPolicy.MANUAL, RunPolicy.ALWAYS_ON_UNLESS_STOPPED_MANUALLY}
-POLICIES = {
-    START: BY_HAND,
-    STOP: BY_HAND,
-    RESTART: {*BY_HAND, RunPolicy.ALWAYS_ON},
-    EVICT: {*BY_HAND, RunPolicy.ALWAYS_ON},
-    MIGRATE: {*BY_HAND, RunPolicy.ALWAYS_ON},
-}
-OPERATIONS = [(kind, force) for kind in OperationType for force in (False, True) if (kind, force) != (START, True)]
-SUPERSEDED_BY = {
-    (START, False): {(STOP, False), (STOP, True)},
-    (STOP, False): {(STOP, True), (RESTART, True)},
-    (STOP, True): set(),
-    (RESTART, False): {(STOP, True), (RESTART, True)},
-    (RESTART, True): set(),
-    (EVICT, False): {(STOP, False), (STOP, True), (RESTART, False), (RESTART, True)},
-    (EVICT, True): {(STOP, False), (STOP, True), (RESTART, False), (RESTART, True)},
-    (MIGRATE, False): {(STOP, False), (STOP, True), (RESTART, False), (RESTART, True)},
-    (MIGRATE, True): {(STOP, False), (STOP, True), (RESTART, False), (RESTART, True)},
-}
+from tests.operation_tables import EVICT, OPERATIONS, PHASES, POLICIES, RESTART, START, STOP, SUPERSEDED_BY
 
 
 def spec(kind: OperationType, force: bool) -> OperationSpec:

@@ -13,7 +13,7 @@ from orchestrator.cli.main import COMMANDS, app, explain
 from orchestrator.cli.nodes import node_url
 from orchestrator.errors import Invalid, NotFound
 from orchestrator.resources import Event, Node, Resource, VirtualMachine, VirtualMachineClass, VirtualMachineOperation
-from orchestrator.services.operations import read_manifest
+from orchestrator.services.manifests import read_manifest
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_kinds_by_all_their_names(words: str, kind: type[Resource]) -> None:
 
 @pytest.mark.parametrize("word", ["pod", "", "nodeinventory"])
 def test_no_kind(word: str) -> None:
-    with pytest.raises(typer.BadParameter, match="is not a kind: vm, vmclass, vmop, node or event"):
+    with pytest.raises(typer.BadParameter, match="is not a kind: vm, vmclass, vmop, node, drain, maintenance or event"):
         parse_kind(word)
 
 
@@ -51,7 +51,17 @@ def test_wrong_names(kind: str, names: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1h30m", 5400), ("1h5s", 3605), ("0.5s", 0.5)]
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("10m", 600),
+        ("1h30m", 5400),
+        ("1h5s", 3605),
+        ("0.5s", 0.5),
+        ("30d", 2_592_000),
+        ("1d12h", 129_600),
+    ],
 )
 def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
@@ -194,21 +204,18 @@ def test_wrong_usage(line: str) -> None:
     assert "Usage: " in done.output
 
 
-GROUPS = {
-    "node": ("enroll", "expel"),
-    "run": (),
-    "fence": ("status", "set", "test", "confirm"),
-    "failover": ("arm", "disarm"),
-}
-
-
 def test_every_command_has_help_with_an_example() -> None:
-    texts = {name: CliRunner().invoke(app, [name, "--help"]).output for name in COMMANDS if name not in GROUPS}
-    texts |= {
-        f"{group} {name}": CliRunner().invoke(app, [group, name, "--help"]).output
-        for group, names in GROUPS.items()
-        for name in names
+    groups = {
+        "failover": ("arm", "disarm"),
+        "fence": ("status", "set", "test", "confirm"),
+        "maintenance": ("pause", "resume", "stop"),
+        "node": ("enroll", "expel"),
+        "plan": ("failure",),
+        "token": ("create", "revoke", "list"),
     }
+    lines = [[name] for name in COMMANDS if name not in {*groups, "run"}]
+    lines += [[group, name] for group, names in groups.items() for name in names]
+    texts = {" ".join(line): CliRunner().invoke(app, [*line, "--help"]).output for line in lines}
     assert [name for name, text in texts.items() if "$ vmherd" not in text] == []
 
 

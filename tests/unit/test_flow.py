@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import InvariantBroken
-from orchestrator.planner import flow
+from orchestrator.planner import flow, rounds
 from orchestrator.resources import (
     Action,
     GrantState,
@@ -111,6 +111,15 @@ class TestMigration:
         assert condition is not None
         assert condition.reason == "Crashed"  # so a VM that is to run is started again
 
+    def test_a_guest_that_its_hosts_shutdown_stopped_is_no_crash(self) -> None:
+        transition = flow.gone(running(), a_vm(), "source absent, target absent", NOW, by_host=True)
+        assert transition.operation.message == "node n1 was shut down, and stopped it"
+        assert transition.vm is not None
+        condition = find_condition(transition.vm.status.conditions, "Running")
+        assert condition is not None
+        assert (condition.reason, transition.vm.status.failures) == ("StoppedByNode", 0)
+        assert not any(note.warning for note in transition.notes)
+
     def test_a_vm_whose_record_is_gone_stops_nothing(self) -> None:
         assert flow.began(granted_operation(), None, NOW).vm is None
         assert flow.completed(running(), None, a_reading("running"), NOW).ended
@@ -193,7 +202,7 @@ class TestStart:
 
 class TestSettling:
     def test_both_hosts_are_asked_and_only_the_holder_is_killed(self) -> None:
-        operation = flow.settling(granted_operation(), "suspect", kill=True)
+        operation = rounds.settling(granted_operation(), "suspect", kill=True)
         grant = operation.status.grant
         assert grant is not None
         assert grant.settlement is not None
@@ -205,26 +214,26 @@ class TestSettling:
     def test_the_nodes_copy_of_the_grant_is_withdrawn(self) -> None:
         operation = granted_operation()
         assert operation.node_grant is not None
-        assert flow.settling(operation, "suspect", kill=True).node_grant is None
+        assert rounds.settling(operation, "suspect", kill=True).node_grant is None
 
     def test_each_round_has_new_ids(self) -> None:
         ids: set[str] = set()
-        for rounds in (1, 2, 3):
-            grant = flow.settling(granted_operation(), "", kill=False, rounds=rounds).status.grant
+        for count in (1, 2, 3):
+            grant = rounds.settling(granted_operation(), "", kill=False, rounds=count).status.grant
             assert grant is not None
             assert grant.settlement is not None
             ids |= {order.id for order in grant.settlement.orders.values()}
         assert len(ids) == 6
 
     def test_a_start_asks_one_host(self) -> None:
-        grant = flow.settling(granted_operation(action=Action.START), "", kill=True).status.grant
+        grant = rounds.settling(granted_operation(action=Action.START), "", kill=True).status.grant
         assert grant is not None
         assert grant.settlement is not None
         assert list(grant.settlement.orders) == ["n1"]
 
     def test_adoption_is_a_new_epoch_of_the_same_grant(self) -> None:
-        before = flow.settling(cancelled(running()), "suspect", kill=True)
-        after = flow.adopted(before, 9, LATER).operation
+        before = rounds.settling(cancelled(running()), "suspect", kill=True)
+        after = rounds.adopted(before, 9, LATER).operation
         grant = after.status.grant
         assert grant is not None
         assert (grant.epoch, grant.state, grant.adopt, grant.settlement) == (9, GrantState.GRANTED, True, None)

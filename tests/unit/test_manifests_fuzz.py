@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.errors import Invalid
 from orchestrator.resources import VirtualMachine, render_domain
 from orchestrator.resources.migratable import migratable
-from orchestrator.services.operations import read_manifest
+from orchestrator.services.manifests import read_manifest
 from orchestrator.store.batch import encode
 from orchestrator.store.store import decode
 from tests.manifests import (
@@ -66,6 +66,8 @@ def test_what_is_spoilt_here_is_right_as_it_stands() -> None:
 @example(replaced(STRUCTURED, ("kind",), "\ud800"))
 @example(replaced(STRUCTURED, ("spec", "\ud800"), 1))
 @example(replaced(STRUCTURED, ("metadata",), None))
+@example(replaced(STRUCTURED, ("metadata", "labels"), {"app": "\ud800"}))
+@example(replaced(STRUCTURED, ("metadata", "annotations"), {"example.com/note": "\ud800"}))
 def test_it_is_taken_or_refused_by_its_path(document: Any) -> None:
     wrong(document)
 

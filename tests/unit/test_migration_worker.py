@@ -219,7 +219,7 @@ class _StoreOf:
 
     def __init__(self, scene: Scene) -> None:
         self.claim, self.report, self.wait_for_wake = scene.claim, scene.report, scene.wait_for_wake
-        self.grant = scene.grant_of
+        self.grant, self.node = scene.grant_of, "n1"
 
 
 def shrinking(elapsed: float) -> int | None:
@@ -274,7 +274,7 @@ class TestMeasuring:
     def test_the_grant_is_renewed_meanwhile(self) -> None:
         scene = Scene(shrinking, sample_s=5)
         scene.play()
-        assert [body["job"] for at, kind, body in scene.reports if kind == "Progress" and at < 5] == [None] * 5
+        assert [body["job"] for at, kind, body in scene.reports if kind == "Progress" and at < 5] == [None] * 4
 
     def test_what_can_not_be_measured_is_not_told(self) -> None:
         scene = Scene(shrinking, sample_s=1)

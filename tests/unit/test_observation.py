@@ -102,6 +102,20 @@ class TestAbsence:
     def test_absence_elsewhere_means_nothing(self) -> None:
         assert observe(a_vm(), "n2", seen(ABSENT), NOW) == Observation()
 
+    def test_what_was_read_before_its_stop_was_told_does_not_bring_it_back(self) -> None:
+        stopped = after(a_vm(), "n1", ABSENT, 12)
+        assert observe(stopped, "n1", seen("running", 13, began=11), NOW) == Observation()
+        assert after(stopped, "n1", "running", 13, began=12).status.phase is VmPhase.RUNNING
+
+    @pytest.mark.parametrize("phase", [VmPhase.RUNNING, VmPhase.STOPPED])
+    def test_a_copy_that_went_before_it_was_ever_read_is_told_of_by_its_stop_event(self, phase: VmPhase) -> None:
+        assert observe(a_vm(phase=phase), "n1", seen("", ran=True), NOW) == Observation()
+
+    @pytest.mark.parametrize("how", ["shutdown/guest", "shutdown/host", "destroyed", "crashed", ""])
+    def test_whatever_stops_while_its_host_shuts_down_is_the_nodes_doing(self, how: str) -> None:
+        stopped = after(a_vm(), "n1", ABSENT, reason=how, by_host=True)
+        assert (running_reason(stopped), stopped.status.failures) == ("StoppedByNode", 0)
+
     def test_a_stopped_vm_does_not_stop_again(self) -> None:
         stopped = after(a_vm(), "n1", ABSENT)
         assert observe(stopped, "n1", seen(ABSENT, 12), NOW) == Observation()

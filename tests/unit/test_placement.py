@@ -54,6 +54,7 @@ def nodes(*states: NodeState) -> dict[str, NodeState]:
         pytest.param({}, {}, "", id="fits"),
         pytest.param({"ready": False}, {}, "not Ready", id="not ready"),
         pytest.param({"cordoned": True}, {}, "cordoned", id="cordoned"),
+        pytest.param({"shutting_down": True}, {}, "shutting down", id="its host shuts down"),
         pytest.param({"ready": False, "cordoned": True}, {}, "not Ready", id="not ready comes first"),
         pytest.param({}, {"exclude": {"n1": "where it runs"}}, "where it runs", id="excluded"),
         pytest.param({}, {"exclude": {"n2": "where it runs"}}, "", id="another excluded"),
@@ -213,6 +214,29 @@ class TestClassesAndTaints:
         seen = Machine(domain_type="kvm", cpu=MachineCpu(mode="host-passthrough"))
         demand = move_demand(vm.with_status(machine=seen), None, 64, replace(source, cpu=a_cpu()))
         assert (demand.like, demand.kvm) == (a_cpu(), True)
+
+    @pytest.mark.parametrize(
+        ("machine", "source", "is_compared"),
+        [
+            ("kvm", "kvm", True),
+            ("qemu", "qemu", True),
+            ("", "kvm", True),
+            ("kvm", "qemu", False),
+            ("qemu", "kvm", False),
+        ],
+    )
+    def test_cpus_are_compared_within_one_domain_type(self, machine: str, source: str, is_compared: bool) -> None:
+        """A host tells of the CPU that it gives by its own domain type: another one's says nothing of this guest."""
+        features = (CpuFeature(name="avx2"),)
+        for mode in ("custom", "host-passthrough"):
+            seen = Machine(domain_type=machine, cpu=MachineCpu(mode=mode, model="EPYC", features=features))
+            vm = a_structured_vm().with_status(phase=VmPhase.RUNNING, node_name="n1", machine=seen)
+            here = replace(a_node_state("n1", domain_type=source), cpu=a_cpu("avx2"))
+            demand = move_demand(vm, None, 64, here)
+            assert (demand.cpu is not None) == is_compared
+            assert (demand.like is not None) == (is_compared and mode == "host-passthrough")
+            poor = replace(a_node_state("n2", domain_type=machine or "kvm"), cpu=a_cpu("sse2"))
+            assert (refusal(poor, demand) != "") == is_compared
 
     def test_a_class_that_is_not_there_holds_up_the_start(self) -> None:
         vm = a_structured_vm(virtualMachineClassName="c")

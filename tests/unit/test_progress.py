@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.planner import flow, progress
+from orchestrator.planner import flow, progress, rounds
 from orchestrator.resources import (
     GrantState,
     OperationPhase,
@@ -66,7 +66,7 @@ def test_progress_never_falls(steps: list[tuple[int, int, int, int] | str]) -> N
                 operation = flow.came_back(operation, None, a_reading("running"), "", NOW, retry_limit=99).operation
                 operation = flow.granted(operation, a_vm(), a_grant(), NOW).operation
             case "adopted":
-                operation = flow.adopted(flow.settling(operation, "", kill=True), 5, NOW).operation
+                operation = rounds.adopted(rounds.settling(operation, "", kill=True), 5, NOW).operation
             case str():
                 raise AssertionError(step)
             case job:
@@ -195,6 +195,6 @@ class TestTimedOut:
 
     def test_a_job_that_goes_on_all_the_same_is_under_its_deadlines_anew(self) -> None:
         operation = granted_operation(state=GrantState.RUNNING, timed_out=True)
-        grant = flow.adopted(flow.settling(operation, "", kill=True), 7, NOW).operation.status.grant
+        grant = rounds.adopted(rounds.settling(operation, "", kill=True), 7, NOW).operation.status.grant
         assert grant is not None
         assert not grant.timed_out

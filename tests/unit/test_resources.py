@@ -21,7 +21,8 @@ from orchestrator.resources import (
     render_domain,
     split_key,
 )
-from orchestrator.resources.meta import Condition, check_name, find_condition, quantity_bytes, with_condition
+from orchestrator.resources.meta import Condition, find_condition, quantity_bytes, with_condition
+from orchestrator.resources.names import check_name
 from orchestrator.resources.vm import Cpu
 from orchestrator.store.batch import encode
 from orchestrator.store.store import decode
@@ -255,7 +256,7 @@ class TestDocuments:
             granted_operation(),
             an_inventory("n1", {"linux-vm": seen("running")}),
             an_inventory("n1", {"nameless": seen("", vm="").with_(name="", vm="")}),
-            a_node("n1", labels={"greeting": "grüß \U0001f600", "quote": '"\\\n'}),
+            a_node("n1").with_(metadata=ObjectMeta(name="n1", annotations={"a": "grüß \U0001f600", "b": '"\\\n'})),
         ],
         ids=["node", "vm", "operation", "granted", "inventory", "empty fields", "any characters"],
     )
@@ -291,3 +292,17 @@ class TestDocuments:
         assert '<currentMemory unit="KiB">196608</currentMemory>' in xml
         assert "<vcpu>3</vcpu>" in xml
         assert "<devices />" in xml
+
+
+def test_a_manifest_leaves_out_empty_fields_and_keeps_what_people_named() -> None:
+    node = a_node("n1")
+    node = node.with_(metadata=node.metadata.with_(labels={"node-role/db": ""}, annotations={}))
+    shown = node.manifest()
+    assert shown["metadata"]["labels"] == {"node-role/db": ""}, "a label without a value is a label"
+    assert "annotations" not in shown["metadata"]
+    assert "generateName" not in shown["metadata"]
+    assert shown["spec"] == {"unschedulable": False, "witness": False}
+    vm = a_vm("a")
+    vm = vm.with_(spec=vm.spec.with_(node_selector={"gpu": ""}))
+    assert vm.manifest()["spec"]["nodeSelector"] == {"gpu": ""}
+    assert VirtualMachine.model_validate(vm.manifest()) == vm

@@ -10,7 +10,7 @@ from orchestrator.errors import Invalid
 from orchestrator.resources import Node, VirtualMachine, VirtualMachineClass, parse, render_domain
 from orchestrator.resources.scheduling import NodeSelectorRequirement, Taint, Toleration, untolerated
 from orchestrator.resources.vm_spec import VirtualMachineSpec
-from orchestrator.services.operations import read_manifest
+from orchestrator.services.manifests import read_manifest
 from orchestrator.store.batch import encode
 from orchestrator.store.store import decode
 from tests.builders import DOMAIN_XML, a_class, a_node, a_structured_vm

@@ -80,7 +80,7 @@ class SimulatedHost:
             cpus=self.spec.cpus,
             memory_mib=self.spec.memory_mib,
             cpu_model=self.spec.cpu_model,
-            hypervisor_version="QEMU 7.2.22",
+            hypervisor_version=f"QEMU {self.spec.qemu}",
             libvirt_version="9.0.0",
             cpu=host_cpu(self.spec.cpu_model),
         )

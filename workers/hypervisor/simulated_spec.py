@@ -27,6 +27,7 @@ class HostSpec:
         name: Its name in the simulation.
         cpus: Logical CPUs.
         memory_mib: Physical memory.
+        qemu: Version of its QEMU.
         cpu_model: One of `simulated_cpu.CPU_MODELS`.
         bridges: Its bridges; None: whichever is asked for.
         networks: Its active networks; None: whichever is asked for.
@@ -38,6 +39,7 @@ class HostSpec:
     cpus: int = 16
     memory_mib: int = 65_536
     cpu_model: str = "Skylake-Server"
+    qemu: str = "7.2.22"
     bridges: tuple[str, ...] | None = None
     networks: tuple[str, ...] | None = None
     shared_paths: tuple[str, ...] = ("/",)

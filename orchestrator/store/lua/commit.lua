@@ -1,11 +1,12 @@
 -- One commit: all checks hold and everything is written, or nothing is.
 --
--- ARGV[1]: JSON {id, checks, writes, effects}
+-- ARGV[1]: JSON {id, checks, writes, effects, dry}
 --   checks   {name, ...}, in order; the first that fails is the answer
 --   writes   {kind, key, expected, body|false, last}: `expected` is the version that the document must have, 0 for
 --            "must not exist"; body false deletes, and `last` is what watchers are shown of it
 --   effects  Redis commands on indexes, slots, grants and orders; {"DEADLINE", zset, member, ms from now};
 --            {"SKIP", n}: the counter of changes goes ahead by n, and the stream says that what was between is lost
+--   dry      true: only look whether it would be done; the versions in the answer are those that are stored, or 0
 -- Answers {"ok", version of each write...} or {"refused", name of the check, detail}.
 --
 -- A client library may run this twice when a reply is lost: the answer to a request id is kept, and given again.
@@ -163,6 +164,14 @@ checks["schedulable"] = function(c)
   return nil
 end
 
+-- {"placements", count}: so many grants have placed a VM, ever: what a plan knew of where VMs are is all there is.
+checks["placements"] = function(c)
+  if tonumber(redis.call("HGET", "placements", "count") or 0) ~= c[2] then
+    return "placements"
+  end
+  return nil
+end
+
 -- {"fits", node, memory MiB, millicores, capacity MiB, capacity millicores}
 checks["fits"] = function(c)
   local memory, cpu = c[3], c[4]
@@ -202,6 +211,12 @@ for i, write in ipairs(request.writes) do
 end
 
 local answer = {"ok"}
+if request.dry then
+  for _, write in ipairs(request.writes) do
+    answer[#answer + 1] = write.expected
+  end
+  return answer
+end
 for i, write in ipairs(request.writes) do
   local version = redis.call("INCR", "version")
   local created = stored[i]

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from orchestrator.errors import Conflict, StoreUnavailable, VersionExpired
 from orchestrator.intake import Intake
 from orchestrator.queues import CONTROL, FENCING, LIVENESS, TICK_PERIOD_S, Message, Task
+from orchestrator.services import capacity, rebalancing
 from orchestrator.services.agents import AgentWatch
 from orchestrator.services.context import Context
 from orchestrator.services.failover import recover_node
 from orchestrator.services.fencing import Tools, power_on_again, read_power, read_powers, run_fencing
+from orchestrator.services.firmware import keep_firmware
 from orchestrator.services.granting import grant_pending
 from orchestrator.services.herd import Herd
 from orchestrator.services.housekeeping import remove_old_events, remove_old_operations
@@ -22,7 +24,8 @@ from tests.scenarios.engine.schedule import Process, Schedule
 
 _RETRY_S = 0.5
 _TICKS = {"reconcile": (Task.RECONCILE, CONTROL), "liveness": (Task.LIVENESS, LIVENESS)}
-_TICKS |= {"housekeeping": (Task.HOUSEKEEPING, CONTROL), "power": (Task.POWER, FENCING)}
+_TICKS |= {"housekeeping": (Task.HOUSEKEEPING, CONTROL), "rebalance": (Task.REBALANCE, CONTROL)}
+_TICKS |= {"capacity": (Task.CAPACITY, CONTROL), "power": (Task.POWER, FENCING)}
 
 
 class SteppedFollower(Follower):
@@ -103,11 +106,14 @@ class ControlPlane:
         def housekeeping() -> None:
             remove_old_events(self._ctx)
             remove_old_operations(self._ctx)
+            keep_firmware(self._ctx, herd)
 
         handlers = {
             Task.GRANT: lambda: grant_pending(self._ctx, herd),
             Task.RECONCILE: lambda: reconcile(self._ctx, herd),
             Task.HOUSEKEEPING: housekeeping,
+            Task.REBALANCE: lambda: rebalancing.scan(self._ctx, herd),
+            Task.CAPACITY: lambda: capacity.watch(self._ctx, herd),
         }
         serve(self._client, self._schedule, CONTROL, handlers)
 

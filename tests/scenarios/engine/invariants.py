@@ -50,6 +50,7 @@ class Invariants:
         self._world = world
         self._names: dict[str, str] = {}
         self._may_run: defaultdict[str, set[str]] = defaultdict(set)
+        self._gone_at: dict[tuple[str, str], int] = {}
         self._asked: set[str] = set()
         timeline.observers.append(self._see)
 
@@ -130,16 +131,17 @@ class Invariants:
                 continue
             if seen.state in _GONE:
                 self._may_run[uuid].discard(new.name)
-            else:
+            elif seen.began >= self._gone_at.get((uuid, new.name), 0):  # else it was read before that answer
                 self._may_run[uuid].add(new.name)
 
-    def see_report(self, node: str, kind: str, body: dict[str, Any]) -> None:
+    def see_report(self, node: str, kind: str, body: dict[str, Any], number: int) -> None:
         """Look at a report: an answer that a host does not have a domain is what a settlement goes by."""
         if kind != "Answer" or (body["reading"]["present"] and body["reading"].get("state") not in _GONE):
             return
         found = self._timeline.find(VirtualMachineOperation, str(body["order"]).partition("#")[0])
         if found is not None and found.status.grant is not None:
             self._may_run[found.status.grant.uuid].discard(node)
+            self._gone_at[found.status.grant.uuid, node] = number
 
     def _see_removed(self, old: VirtualMachineOperation) -> None:
         if not old.status.phase.is_final and old.key not in self._asked and old.status.grant is not None:

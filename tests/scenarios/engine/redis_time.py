@@ -75,10 +75,10 @@ class Touched:
     def __init__(self) -> None:
         self.times: Counter[str] = Counter()
         self.commits = 0
-        self.on_report: Callable[[str, str, dict[str, Any]], None] = lambda _node, _kind, _body: None
+        self.on_report: Callable[[str, str, dict[str, Any], int], None] = lambda *_: None
 
-    def note(self, args: tuple[Any, ...]) -> None:
-        """Take note of a command."""
+    def note(self, args: tuple[Any, ...], answer: Any) -> None:
+        """Take note of a command and of its answer."""
         match args[0]:
             case "EVALSHA":
                 name = name_of(args)
@@ -87,7 +87,7 @@ class Touched:
                     self.times.update(_STREAMS.findall(str(argument)))
                 if name == "report":
                     node = str(args[3])[len("node:{") : str(args[3]).index("}")]
-                    self.on_report(node, str(args[-3]), json.loads(args[-1]))
+                    self.on_report(node, str(args[-3]), json.loads(args[-1]), int(answer))
             case "LPUSH" | "XADD":
                 self.times[str(args[1])] += 1
             case _:
@@ -150,7 +150,7 @@ class SimulatedRedis(redis.Redis):
         self.before(name)
         self.schedule.point()
         answer = super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
-        self.touched.note(args)
+        self.touched.note(args, answer)
         self.after(name)
         return _ordered(name, answer)
 

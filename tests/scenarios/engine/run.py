@@ -187,7 +187,13 @@ class Run:
         wanted = {
             "apiVersion": VirtualMachine.group_version,
             "kind": VirtualMachine.kind_name,
-            "metadata": ObjectMeta(name=name, namespace="default", uid=uuid_of(name)).model_dump(by_alias=True),
+            "metadata": ObjectMeta(
+                name=name,
+                namespace="default",
+                uid=uuid_of(name),
+                labels=given.get("labels", {}),
+                annotations=given.get("annotations", {}),
+            ).model_dump(by_alias=True),
             "spec": spec,
         }
         return parse(VirtualMachine, wanted)

@@ -8,14 +8,19 @@ events:
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.errors import VmherdError
-from orchestrator.resources import OperationType, RunPolicy, VirtualMachine, make_key
+from orchestrator.resources import OperationType, RunPolicy, VirtualMachine, make_key, parse
+from orchestrator.resources.drain import DrainSpec
+from orchestrator.resources.maintenance import MaintenanceSpec
+from orchestrator.resources.scheduling import Affinity
 from orchestrator.resources.vmop import MigrateTo
-from orchestrator.services import fencing, operations
+from orchestrator.services import drains, fencing, maintenances, operations, rebalancing, vms
 from orchestrator.services.nodes import set_unschedulable
 from orchestrator.services.vms import update_vm
+from tests.builders import keep_apart
 from tests.scenarios.engine.mail import Fate
 from tests.scenarios.engine.processes import Trap
 from tests.scenarios.engine.run import Run
@@ -106,7 +111,7 @@ for _kind in OperationType:
 @verb("create")
 def _create(run: Run, words: list[str]) -> None:
     """`VM`: of herd.yaml."""
-    operations.create_vm(run.ctx, run.manifest(words[0]))
+    vms.create_vm(run.ctx, run.manifest(words[0]))
 
 
 @verb("delete op")
@@ -117,7 +122,7 @@ def _delete_operation(run: Run, words: list[str]) -> None:
 
 @verb("delete vm")
 def _delete_vm(run: Run, words: list[str]) -> None:
-    operations.delete_vm(run.ctx, make_key(words[0], "default"))
+    vms.delete_vm(run.ctx, make_key(words[0], "default"))
 
 
 @verb("set policy")
@@ -134,7 +139,92 @@ def _cordon(run: Run, words: list[str]) -> None:
 
 @verb("uncordon")
 def _uncordon(run: Run, words: list[str]) -> None:
-    set_unschedulable(run.ctx, words[0], unschedulable=False)
+    """`NODE [bring-back]`."""
+    drains.uncordon(run.ctx, words[0], bring_back="bring-back" in words)
+
+
+@verb("drain")
+def _drain(run: Run, words: list[str]) -> None:
+    """`NODE [timeout SECONDS] [selector SELECTOR]`."""
+    timeout_s = float(words[words.index("timeout") + 1]) if "timeout" in words else 0
+    selector = words[words.index("selector") + 1] if "selector" in words else ""
+    drains.begin(run.ctx, words[0], DrainSpec(requested_by="the script", selector=selector, timeout_s=timeout_s))
+
+
+@verb("stop drain")
+def _stop_drain(run: Run, words: list[str]) -> None:
+    """`NODE`: as Ctrl-C does."""
+    drains.cancel(run.ctx, words[0], "stopped by the script")
+
+
+@verb("maintain")
+def _maintain(run: Run, words: list[str]) -> None:
+    """`NODE... [parallel N|auto] [reboots]`: as maintenance `m`; hooks are run by `hook` below."""
+    nodes = [word for word in words if word in run.herd["nodes"]]
+    number = words[words.index("parallel") + 1] if "parallel" in words else "1"
+    spec = MaintenanceSpec(
+        nodes=tuple(nodes),
+        hook="true",
+        parallel=0 if number == "auto" else int(number),
+        reboots="reboots" in words,
+        requested_by="the script",
+    )
+    maintenances.begin(run.ctx, "m", spec)
+
+
+@verb("hook begins")
+def _hook_begins(run: Run, words: list[str]) -> None:
+    """`[by HOLDER]`: somebody claims the next hook."""
+    holder = words[words.index("by") + 1] if "by" in words else "somebody"
+    node = maintenances.claim_hook(run.ctx, "m", holder)
+    run.timeline.tell("script", f"claimed {node or 'nothing'}")
+
+
+@verb("hook ends")
+def _hook_ends(run: Run, words: list[str]) -> None:
+    """`NODE [by HOLDER] [code N]`."""
+    holder = words[words.index("by") + 1] if "by" in words else "somebody"
+    code = int(words[words.index("code") + 1]) if "code" in words else 0
+    counts = maintenances.end_hook(run.ctx, "m", words[0], holder, code, "")
+    if not counts:
+        run.timeline.tell("script", f"the hook of {words[0]} does not count")
+
+
+@verb("pause maintenance")
+def _pause_maintenance(run: Run, words: list[str]) -> None:
+    maintenances.pause(run.ctx, "m", "paused by the script")
+
+
+@verb("resume maintenance")
+def _resume_maintenance(run: Run, words: list[str]) -> None:
+    maintenances.resume(run.ctx, "m")
+
+
+@verb("stop maintenance")
+def _stop_maintenance(run: Run, words: list[str]) -> None:
+    maintenances.stop(run.ctx, "m", "stopped by the script")
+
+
+@verb("evict pod")
+def _evict_pod(run: Run, words: list[str]) -> None:
+    """`VM`: as `kubectl drain` does for each."""
+    drains.evict(run.ctx, run.store.get(VirtualMachine, make_key(words[0], "default")))
+
+
+@verb("rebalance")
+def _rebalance(run: Run, words: list[str]) -> None:
+    """`on`, `off`, or `FIELD NUMBER` of the policy."""
+    changes = {"enabled": words[0] == "on"} if words[0] in {"on", "off"} else {words[0]: int(words[1])}
+    rebalancing.change_policy(run.ctx, changes)
+
+
+@verb("keep apart")
+def _keep_apart(run: Run, words: list[str]) -> None:
+    """`APP VM...`: these VMs must not be on a node with one whose label `app` is so."""
+    for name in words[1:]:
+        vm = run.store.get(VirtualMachine, make_key(name, "default"))
+        affinity = parse(Affinity, keep_apart(app=words[0])["affinity"])
+        update_vm(run.ctx, vm.with_(spec=vm.spec.with_(affinity=affinity)))
 
 
 # --- processes, messages, Redis ---------------------------------------------------------------------------------------
@@ -279,6 +369,14 @@ def _power_off(run: Run, words: list[str]) -> None:
 @verb("power on")
 def _power_on(run: Run, words: list[str]) -> None:
     run.nodes[words[0]].power_on()
+
+
+@verb("upgrade")
+def _upgrade(run: Run, words: list[str]) -> None:
+    """`NODE VERSION`: its QEMU; guests that run there go on with the old one. Its agent is started anew."""
+    host = run.world.hosts[words[0]]
+    host.spec = replace(host.spec, qemu=words[1])
+    _kill(run, [f"agent@{words[0]}"])
 
 
 @verb("shut down")

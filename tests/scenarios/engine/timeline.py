@@ -15,6 +15,8 @@ from orchestrator.resources import (
     KINDS,
     Event,
     Key,
+    Maintenance,
+    NodeDrain,
     Resource,
     VirtualMachine,
     VirtualMachineOperation,
@@ -143,6 +145,10 @@ class Timeline:
                 self._tell_operation(old if isinstance(old, VirtualMachineOperation) else None, new)
             case Event():
                 self._tell_event(new)
+            case NodeDrain():
+                self._tell_drain(old if isinstance(old, NodeDrain) else None, new)
+            case Maintenance():
+                self._tell_maintenance(old if isinstance(old, Maintenance) else None, new)
             case None if isinstance(old, VirtualMachine):
                 self.tell(f"vm/{old.name}", "removed")
             case None if isinstance(old, VirtualMachineOperation):
@@ -168,6 +174,19 @@ class Timeline:
             return
         if before is None or (said.reason, said.message) != (before.reason, before.message):
             self.tell(who, f"says {said.reason}: {said.message}")
+
+    def _tell_drain(self, old: NodeDrain | None, new: NodeDrain) -> None:
+        before, now = (old.status if old is not None else None), new.status
+        if before is None or before.phase is not now.phase or (before.message != now.message and now.message):
+            self.tell(f"drain/{new.name}", f"{now.phase.value}: {now.message}".rstrip(": "))
+
+    def _tell_maintenance(self, old: Maintenance | None, new: Maintenance) -> None:
+        if old is None or (old.status.phase, old.status.message) != (new.status.phase, new.status.message):
+            self.tell(f"maintenance/{new.name}", f"{new.status.phase.value}: {new.status.message}".rstrip(": "))
+        for name in new.spec.nodes:
+            before, now = (old.node(name) if old is not None else None), new.node(name)
+            if before is None or before.stage is not now.stage:
+                self.tell(f"turn/{name}", f"{now.stage.value}: {now.message}".rstrip(": "))
 
     def _tell_event(self, event: Event) -> None:
         about = event.involved_object

@@ -1,0 +1,194 @@
+"""`vmherd rebalance`, `vmherd explain`, `vmherd plan failure`: what the planner would do, does, and why."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.cli import terminal
+from orchestrator.cli.acting import open_client, open_context
+from orchestrator.cli.arguments import Namespace, parse_targets
+from orchestrator.cli.terminal import Failures, tell
+from orchestrator.errors import Invalid, NotFound
+from orchestrator.planner.rebalance import Move, Plan
+from orchestrator.resources import DEFAULT_NAMESPACE, Node, RebalancePolicy, VirtualMachineOperation, make_key
+from orchestrator.resources.rebalancing import EXPLANATION_ANNOTATION, REASON_ANNOTATION
+from orchestrator.services import capacity, rebalancing
+from orchestrator.services.herd import Herd
+
+REBALANCE_EXAMPLES = """Examples:
+
+$ vmherd rebalance --dry-run
+
+$ vmherd rebalance
+
+$ vmherd rebalance --off
+
+$ vmherd rebalance --set thresholds.cpu=75 --set maxMoves=4
+
+$ vmherd rebalance --policy
+"""
+EXPLAIN_EXAMPLE = """Example:
+
+$ vmherd explain vmop/rebalance-linux-vm-x7k2p
+"""
+FAILURE_EXAMPLES = """Examples:
+
+$ vmherd plan failure node-1
+
+$ vmherd plan failure --all
+"""
+
+plan = typer.Typer(name="plan", help="Say what would come of something, and do nothing.", no_args_is_help=True)
+
+
+def rebalance(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be moved, and why.")] = False,
+    on: Annotated[
+        bool | None, typer.Option("--on/--off", help="Let it run by itself, or not.", show_default=False)
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the policy.", show_default=False),
+    ] = None,
+    policy: Annotated[bool, typer.Option("--policy", help="Show the policy.")] = False,
+) -> None:
+    """Put right where virtual machines are: first what breaks their rules, then nodes with too much reserved.
+
+    It does so by itself, once in an interval, while it is on. Without an option, it is done now, on or off.
+    """
+    wanted = dict(_change(text) for text in changes or ())
+    if on is not None:
+        wanted["enabled"] = on
+    with open_context() as ctx:
+        if wanted:
+            changed = rebalancing.change_policy(ctx, wanted)
+            terminal.write(f"rebalancepolicy/{changed.name} configured")
+        if policy:
+            _show_policy(rebalancing.load_policy(ctx))
+        if wanted or policy:
+            return
+        herd = Herd(ctx.store).start()
+        try:
+            if why := rebalancing.obstacle(ctx, herd):
+                tell(f"nothing is moved now: {why}")
+                raise typer.Exit(1)
+            found = rebalancing.make_plan(herd, rebalancing.load_policy(ctx))
+            _show(found, is_dry=dry_run)
+            if not dry_run:
+                for operation in rebalancing.carry_out(ctx, found):
+                    terminal.write(f"virtualmachineoperation/{operation.name} created")
+        finally:
+            herd.stop()
+
+
+def explain(
+    target: Annotated[str, typer.Argument(metavar="vmop/NAME", help="An operation.")],
+    namespace: Namespace = DEFAULT_NAMESPACE,
+) -> None:
+    """Say why an operation was made: what was wrong, what it does about it, and what was found of other nodes."""
+    kind, names = parse_targets(target, None, needs_name=True)
+    if kind is not VirtualMachineOperation:
+        raise typer.BadParameter("only a vmop can be explained")
+    with open_client() as client:
+        operation = client.get(VirtualMachineOperation, make_key(names[0], namespace))
+    annotations = operation.metadata.annotations
+    lines = {
+        "Operation": f"{operation.name} ({operation.spec.type} of {operation.spec.virtual_machine_name})",
+        "Priority": operation.priority.name.lower(),
+        "Why": annotations.get(REASON_ANNOTATION, "a person, or another program, asked for it"),
+    }
+    if (text := annotations.get(EXPLANATION_ANNOTATION)) is not None:
+        move = _read_move(operation.name, text)
+        lines["Move"] = f"from node {move['source']} to node {move['target']}"
+        lines["Cost"] = f"{int(move['cost_mib']) / 1024:.1f} GiB to be sent"
+        lines["Considered"] = str(move["considered"])
+    lines["Now"] = f"{operation.status.phase}: {operation.message or 'nothing is said'}"
+    width = max(len(name) for name in lines) + 2
+    for name, value in lines.items():
+        terminal.write(f"{name + ':':<{width}}{value}")
+
+
+@plan.command("failure", epilog=FAILURE_EXAMPLES)
+def failure(
+    nodes: Annotated[list[str] | None, typer.Argument(metavar="NODE", show_default=False)] = None,
+    every: Annotated[bool, typer.Option("--all", help="Each node, and each rack and zone.")] = False,
+) -> None:
+    """Say whether all protected virtual machines of a node would find a place elsewhere if it failed now.
+
+    Ends with code 1 where one would not.
+    """
+    if bool(nodes) == every:
+        raise typer.BadParameter("either NODE... or --all")
+    failures = Failures()
+    with open_context() as ctx:
+        herd = Herd(ctx.store).start()
+        try:
+            known = {node.name for node in herd.follower.all(Node)}
+            for name in nodes or ():
+                if name not in known:
+                    raise NotFound(f"Node {name!r} not found")
+            found = capacity.failures_of(herd, nodes or [])
+        finally:
+            herd.stop()
+    for name, failure in found.items():
+        line = f"{name}: {failure.message}"
+        if failure.stranded:
+            failures.add(line)
+        else:
+            terminal.write(line)
+    failures.end()
+
+
+def _change(text: str) -> tuple[str, object]:
+    field, separator, value = text.partition("=")
+    if not separator or not field:
+        raise Invalid(f"--set {text!r}: FIELD=VALUE is wanted")
+    try:
+        return field, json.loads(value)
+    except ValueError:
+        return field, value
+
+
+def _read_move(name: str, text: str) -> dict[str, Any]:
+    try:
+        move = json.loads(text)
+        return {field: move[field] for field in ("source", "target", "cost_mib", "considered")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise Invalid(f"vmop {name!r}: its annotation {EXPLANATION_ANNOTATION} can't be read") from error
+
+
+def _show_policy(policy: RebalancePolicy) -> None:
+    for field, value in _flat(policy.spec.model_dump(mode="json", by_alias=True)):
+        terminal.write(f"{field}={json.dumps(value)}")
+    for what, why in policy.status.unresolved.items():
+        terminal.write(f"unresolved: {what}: {why}")
+
+
+def _flat(values: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:
+    found: list[tuple[str, object]] = []
+    for name, value in values.items():
+        found += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return found
+
+
+def _show(found: Plan, *, is_dry: bool) -> None:
+    if not found.moves and not found.unresolved:
+        terminal.write("nothing to move: no rule is broken, and no node is over a threshold")
+    for number, move in enumerate(found.moves):
+        _show_move(number, move)
+    if found.moves:
+        gib = sum(move.cost_mib for move in found.moves) / 1024
+        terminal.write(f"{len(found.moves)} moves, {gib:.1f} GiB" + (" (nothing was done)" if is_dry else ""))
+    if found.is_cut:
+        terminal.write("more is to be moved than one scan may (policy: maxMoves, maxGib)")
+    for what, why in found.unresolved.items():
+        terminal.write(f"unresolved: {what}: {why}")
+
+
+def _show_move(number: int, move: Move) -> None:
+    terminal.write(f"{number}. {move.vm}: {move.source} -> {move.target}, {move.cost_mib / 1024:.1f} GiB, {move.cause}")
+    terminal.write(f"   {move.why}")
+    terminal.write(f"   {move.considered}")
+    if move.after:
+        terminal.write(f"   after {', '.join(str(earlier) for earlier in move.after)}")

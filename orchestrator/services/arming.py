@@ -1,0 +1,42 @@
+"""Which nodes' watchdogs are to be disarmed: those that are about to be disrupted on purpose.
+
+The word is a key that the node may read (`disarm:<node>`). The node disarms after Redis has acknowledged that its lease
+no longer says `armed`, and arms again when the word is taken back.
+"""
+
+from typing import Final, cast
+
+from orchestrator.resources import Node
+from orchestrator.services.context import Context
+from orchestrator.services.herd import Herd
+from orchestrator.store import keys
+from orchestrator.store.connection import redis_errors
+
+DISARMING_ANNOTATIONS: Final = (
+    "update.node.deckhouse.io/disruption-approved",
+    "update.node.deckhouse.io/approved",
+    "node-manager.deckhouse.io/fencing-disable",
+)
+"""The platform's own, on which its fencing agent disarms (deckhouse, node-manager); whatever their values."""
+
+
+def disarm_reason(node: Node) -> str:
+    """Say why a node's watchdog is to be disarmed; empty when it may be armed."""
+    found = [name for name in DISARMING_ANNOTATIONS if name in node.metadata.annotations]
+    return f"annotation {found[0]}" if found else ""
+
+
+def keep_arming(ctx: Context, herd: Herd) -> None:
+    """Have `disarm:<node>` say for each node what its annotations ask for."""
+    nodes = sorted((node for node in herd.follower.all(Node) if not node.spec.witness), key=lambda node: node.name)
+    if not nodes:
+        return
+    redis = ctx.store.redis
+    with redis_errors(redis):
+        said = cast("list[str | None]", redis.mget([keys.disarm(node.name) for node in nodes]))
+        for node, before in zip(nodes, said, strict=True):
+            reason = disarm_reason(node)
+            if reason and before != reason:
+                redis.set(keys.disarm(node.name), reason)
+            elif not reason and before is not None:
+                redis.delete(keys.disarm(node.name))

@@ -1,0 +1,142 @@
+"""`vmherd top`, and the shell's completion, against a real Redis."""
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from tests.fakes import Stage
+from tests.integration.command import Vmherd
+
+
+@pytest.fixture
+def herd(stage: Stage) -> Iterator[Vmherd]:
+    """Three nodes, two VMs, one of which moves."""
+    stage.add_vm("web-1", "n1")
+    stage.add_vm("web-2", "n2")
+    stage.evict("web-1")
+    stage.grant()
+    herd = Vmherd(stage.url)
+    yield herd
+    herd.store.close()
+
+
+def complete(herd: Vmherd, line: str, what: str = "complete_bash") -> list[str]:
+    """What Tab would offer at the end of a line."""
+    words = line.split(" ")
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1), "_TYPER_COMPLETE_ARGS": line}
+    asked |= {"_VMHERD_COMPLETE": what, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.argv[0] = 'vmherd'; from orchestrator.cli import main; main()"],
+        env=herd.environment(**asked),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("vmherd evi", ["evict"]),
+        ("vmherd evict ", ["web-1", "web-2"]),
+        ("vmherd evict web-1 ", ["web-2"]),
+        ("vmherd evict -n other ", []),
+        ("vmherd migrate web-1 --node n", ["n1", "n2", "n3"]),
+        ("vmherd cordon n1 n", ["n2", "n3"]),
+        ("vmherd get v", ["vm", "vmclass", "vmop"]),
+        ("vmherd get node n", ["n1", "n2", "n3"]),
+        ("vmherd describe vm web-2", ["web-2"]),
+        ("vmherd get nonsense x", []),
+    ],
+)
+def test_names_are_completed(herd: Vmherd, line: str, offered: list[str]) -> None:
+    assert complete(herd, line) == offered
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_are_given_names_too(herd: Vmherd, shell: str) -> None:
+    assert "web-2" in " ".join(complete(herd, "vmherd evict web-", f"complete_{shell}"))
+
+
+def test_completion_without_a_herd_says_nothing() -> None:
+    assert complete(Vmherd("redis://127.0.0.1:1/0"), "vmherd evict ") == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_completion_script_can_be_had_for_each_shell(herd: Vmherd, shell: str) -> None:
+    script = complete(herd, "", f"source_{shell}")
+    assert f"_VMHERD_COMPLETE=complete_{shell}" in script
+
+
+def test_top_into_a_pipe_is_printed_once_as_tables(herd: Vmherd) -> None:
+    shown = herd.ok("top")
+    first = shown.splitlines()[0]
+    assert first.startswith("3/3 nodes Ready · 2 VMs (")
+    assert "1/3 migrations" in first
+    (row,) = [line.split() for line in shown.splitlines() if line.startswith("web-1 ")]
+    assert (row[1], row[2]) == ("Evict", "Pending")
+    assert "\x1b" not in shown
+
+
+def test_top_as_a_document(herd: Vmherd) -> None:
+    found = json.loads(herd.ok("top", "-o", "json"))
+    assert yaml.safe_load(herd.ok("top", "-o", "yaml")) == found
+    by_name = {node["name"]: node for node in found["nodes"]}
+    assert by_name["n1"]["outbound"] == 1
+    target = found["operations"][0]["target"]
+    assert by_name[target]["inbound"] == 1
+    assert by_name[target]["memory_reserved_mib"] > 0
+    assert (found["slots_used"], found["slots_cap"]) == (1, 3)
+
+
+def test_top_without_a_herd_fails_in_one_line() -> None:
+    assert Vmherd("redis://127.0.0.1:1/0").refused("top").startswith("no Redis at")
+
+
+def test_top_on_a_terminal_shows_what_changes_and_ends_by_ctrl_c(stage: Stage, herd: Vmherd) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.cli", "top"],
+        env=herd.environment(TERM="xterm-256color", LINES="24"),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    try:
+        shown = _read_until(ours, "web-1")
+        assert "MEMORY" in shown
+        assert "│" in shown
+        stage.add_vm("late", "n3")
+        stage.evict("late")
+        assert "late" in _read_until(ours, "late")
+        process.send_signal(signal.SIGINT)
+        _read_until(ours, "\x1b[?1049l")  # back from the alternate screen
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def _read_until(terminal: int, wanted: str, timeout: float = 30) -> str:
+    shown, deadline = "", time.monotonic() + timeout
+    while wanted not in shown:
+        left = deadline - time.monotonic()
+        assert left > 0, f"{wanted!r} did not come: {shown[-2000:]}"
+        if select.select([terminal], [], [], left)[0]:
+            shown += os.read(terminal, 65_536).decode(errors="replace")
+    return shown

@@ -1,0 +1,162 @@
+"""Maintenance on real hosts: nodes emptied by `vmherd drain`, what interrupts that, and a rolling maintenance."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.resources import NodeDrain, VmPhase
+from orchestrator.resources.drain import DrainPhase
+from tests.lab import outside
+from tests.lab.guest import Guest
+from tests.lab.herd import LabHerd
+from tests.lab.lab import Lab
+from tests.lab.observer import DoubleRunObserver, ObservedMigration, stream_migrations
+from tests.lab.test_adoption import define, plain
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.timeout(240)
+
+SETTINGS = {"VMHERD_BANDWIDTH_MIB_S": "40"}
+BALLAST_MIB = 120
+"""Of a machine whose migration takes three seconds."""
+GUIDE = ("--ignore-daemonsets", "--delete-emptydir-data")
+"""Flags as the platform's guide to maintenance has them."""
+VM_ONLY = ("--pod-selector", "vm.kubevirt.internal.virtualization.deckhouse.io/name", "--delete-emptydir-data")
+
+
+@pytest.fixture(autouse=True)
+def never_twice(herd: LabHerd) -> Iterator[None]:
+    """Whatever happens, no guest runs twice."""
+    doubles = DoubleRunObserver(herd.lab)
+    yield
+    doubles.check()
+
+
+def begin(herd: LabHerd, *arguments: str) -> "subprocess.Popen[str]":
+    """Begin a command as a person would, with its lines on standard output, and its complaints among them."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.cli", *arguments],
+        env={**os.environ, **herd.environment(VMHERD_REDIS_URL=herd.redis.url)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def drain_of(herd: LabHerd, node: str) -> NodeDrain:
+    return herd.cluster.store.get(NodeDrain, node)
+
+
+def four(lab: Lab) -> list[Guest]:
+    return [lab.guest(f"guest-{n}", address=f"192.0.2.{100 + n}") for n in range(1, 5)]
+
+
+def moves_of(herd: LabHerd, guest: Guest) -> list[ObservedMigration]:
+    """A guest's migrations, by the hosts' own record."""
+    return [seen for seen in stream_migrations(herd.lab) if seen.domain == guest.domain]
+
+
+def nodes_of(herd: LabHerd, guests: list[Guest]) -> set[str]:
+    return {herd.cluster.vm(guest.name).status.node_name for guest in guests}
+
+
+def test_a_node_of_four_guests_is_drained(herd: LabHerd) -> None:
+    guests = four(herd.lab)
+    newcomer = herd.lab.blank("newcomer")
+    herd.start_guests(*((guest, "h1") for guest in guests))
+    before = {guest.name: guest.wait_ticks(1) for guest in guests}
+    plan = herd.vmherd("drain", "h1", "--dry-run")
+    assert all(f"default/{guest.name}" in plan for guest in guests)
+    assert not herd.cluster.node("h1").spec.unschedulable
+
+    drain = begin(herd, "drain", "h1", *GUIDE)
+    wait_until(lambda: herd.cluster.node("h1").spec.unschedulable, 30, "it is cordoned")
+    herd.cluster.create(herd.manifest(newcomer))
+    herd.wait_vm(newcomer.name, lambda vm: vm.status.phase is VmPhase.RUNNING)
+    assert herd.cluster.vm(newcomer.name).status.node_name != "h1"
+    said, _ = drain.communicate(timeout=120)
+
+    assert drain.returncode == 0, said
+    assert "node/h1 drained" in said
+    assert herd.lab.host("h1").connect().listAllDomains() == []
+    assert "h1" not in nodes_of(herd, guests)
+    for guest in guests:
+        after = guest.wait_ticks(1)
+        assert after.boot_id == before[guest.name].boot_id
+        assert len(moves_of(herd, guest)) == 1
+
+
+def test_vms_only_and_the_way_home_while_what_is_not_ours_stays(herd: LabHerd) -> None:
+    vm, other = herd.lab.blank("ours"), herd.lab.blank("not-ours")
+    herd.start_guests((vm, "h1"), up=False)
+
+    define(herd, herd.lab.host("h1"), plain(other, "not-ours"))
+    said = herd.vmherd("drain", "h1", *VM_ONLY)
+    assert "node/h1 drained" in said
+    assert outside.states(herd.lab, other) == {"h1": "running"}
+    outside.assert_runs_once(herd, vm, herd.cluster.vm(vm.name).status.node_name)
+    assert herd.cluster.vm(vm.name).status.node_name != "h1"
+    herd.vmherd("uncordon", "h1", "--bring-back")
+    wait_until(lambda: drain_of(herd, "h1").status.phase is DrainPhase.RETURNED, 60, "it is back")
+    outside.assert_runs_once(herd, vm, "h1")
+
+
+def test_ctrl_c_stops_what_has_not_begun(herd: LabHerd) -> None:
+    vms = [outside.laden(herd.lab, f"laden-{n}", ballast_mib=BALLAST_MIB) for n in range(1, 4)]
+    herd.start_guests(*((vm, "h1") for vm in vms), up=False)
+    drain = begin(herd, "drain", "h1", *GUIDE)
+    wait_until(lambda: any(moves_of(herd, vm) for vm in vms), 60, "one is being sent", interval=0.05)
+    drain.send_signal(signal.SIGINT)
+    said, _ = drain.communicate(timeout=60)
+    assert drain.returncode == 130, said
+    assert "still moving: laden-" in said
+    assert "stays cordoned: vmherd uncordon h1" in said
+    wait_until(lambda: not herd.cluster.store.redis.hlen("active-operations"), 60, "what had begun has ended")
+    moved = [vm for vm in vms if moves_of(herd, vm)]
+    assert 1 <= len(moved) < 3
+    assert herd.cluster.node("h1").spec.unschedulable
+    assert drain_of(herd, "h1").status.phase is DrainPhase.CANCELLED
+    herd.vmherd("uncordon", "h1")
+    herd.cluster.migrate(moved[0].name, node="h1").wait(60)
+    outside.assert_runs_once(herd, moved[0], "h1")
+
+
+def test_the_control_plane_dies_in_the_midst_of_a_drain(herd: LabHerd) -> None:
+    vms = [outside.laden(herd.lab, f"moving-{n}", ballast_mib=BALLAST_MIB) for n in range(1, 4)]
+    herd.start_guests(*((vm, "h1") for vm in vms), up=False)
+    client = begin(herd, "drain", "h1")
+    wait_until(lambda: any(moves_of(herd, vm) for vm in vms), 60, "one is being sent", interval=0.05)
+    client.kill()
+    client.communicate()
+    for name in ("control", "beat-1", "beat-2"):
+        herd.processes[name].kill()  # they come back by themselves
+    wait_until(lambda: drain_of(herd, "h1").status.phase is DrainPhase.DRAINED, 120, "it is drained")
+    assert outside.states(herd.lab, vms[0]).keys().isdisjoint({"h1"})
+    for vm in vms:
+        assert [seen.outcome for seen in moves_of(herd, vm)] == ["completed"], vm.name
+        outside.assert_runs_once(herd, vm, herd.cluster.vm(vm.name).status.node_name)
+
+
+def test_a_rolling_maintenance_outlives_whoever_runs_its_hooks(herd: LabHerd, tmp_path: Path) -> None:
+    vms = [outside.laden(herd.lab, f"rolling-{n}", ballast_mib=BALLAST_MIB) for n in range(1, 3)]
+    herd.start_guests(*((vm, "h1") for vm in vms), up=False)
+    record = tmp_path / "hooks"
+    arguments = ("maintain", "h1", "--name", "spring", "--hook", f"echo $VMHERD_NODE $VMHERD_ATTEMPT >> {record}")
+    first = begin(herd, *arguments)
+    wait_until(lambda: any(moves_of(herd, vm) for vm in vms), 60, "one is being sent", interval=0.05)
+    first.kill()
+    first.communicate()
+    herd.processes["control"].kill()
+    wait_until(lambda: drain_of(herd, "h1").status.phase is DrainPhase.DRAINED, 120, "it is drained all the same")
+    assert not record.exists()
+    second = begin(herd, *arguments)
+    said, _ = second.communicate(timeout=120)
+    assert second.returncode == 0, said
+    assert record.read_text() == "h1 1\n"
+    assert not herd.cluster.node("h1").spec.unschedulable
+    assert all(len(moves_of(herd, vm)) == 1 for vm in vms)

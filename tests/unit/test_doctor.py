@@ -1,0 +1,92 @@
+"""What `vmherd doctor` says of a host."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.lease import StoredLease
+from orchestrator.settings import Settings
+from tests.builders import a_lease
+from workers.doctor import Facts, Finding, Level, examine
+
+CONFIG = Settings(node="n1")
+ASLEEP = ("sleep.target", "suspend.target", "hibernate.target", "hybrid-sleep.target")
+HEALTHY = Facts(
+    device=Path("/dev/watchdog0"),
+    identity="iTCO_wdt",
+    lease=StoredLease(a_lease(armed=True, watchdog="iTCO_wdt"), 0),
+    lease_age_s=1.0,
+    members=frozenset({"n1", "n2", "n3"}),
+    unit_states=(("libvirt-guests.service", "disabled"), *((unit, "masked") for unit in ASLEEP)),
+)
+
+
+def of(facts: Facts, what: str, config: Settings = CONFIG) -> Finding:
+    (found,) = [finding for finding in examine(facts, config) if finding.what == what]
+    return found
+
+
+def test_a_host_that_could_be_fenced() -> None:
+    findings = examine(HEALTHY, CONFIG)
+    assert findings[-1] == Finding(Level.OK, "could be fenced", "by its watchdog's deadline")
+    assert {finding.what for finding in findings if finding.level not in {Level.OK, Level.NOTE}} == set()
+
+
+def unit(name: str, state: str) -> Facts:
+    return replace(HEALTHY, unit_states=(*(u for u in HEALTHY.unit_states if u[0] != name), (name, state)))
+
+
+@pytest.mark.parametrize(
+    ("facts", "what", "level", "says", "todo"),
+    [
+        (unit("libvirt-guests.service", "enabled"), "libvirt-guests", Level.PROBLEM, "behind", "systemctl disable"),
+        (unit("suspend.target", "static"), "suspend", Level.WARNING, "suspend.target", "systemctl mask suspend"),
+        (replace(HEALTHY, device=None), "watchdog", Level.WARNING, "no /dev/watchdog", "modprobe"),
+        (replace(HEALTHY, device_error="there is no /dev/x"), "watchdog", Level.PROBLEM, "no /dev/x", "driver"),
+        (replace(HEALTHY, is_nowayout=True), "watchdog", Level.PROBLEM, "can't be disarmed", "nowayout=0"),
+        (replace(HEALTHY, lease_age_s=11.0), "heartbeat", Level.PROBLEM, "11 s ago", "enable --now vmherd-heartbeat"),
+        (replace(HEALTHY, lease=None), "heartbeat", Level.PROBLEM, "never", "enable --now vmherd-heartbeat"),
+        (replace(HEALTHY, redis_error="no Redis at h"), "Redis", Level.PROBLEM, "no Redis at h", "VMHERD_REDIS_URL"),
+        (replace(HEALTHY, libvirt_error="refused"), "libvirt", Level.PROBLEM, "refused", "VMHERD_LIBVIRT_URI"),
+        (replace(HEALTHY, clock_apart_s=-5.0), "clock", Level.WARNING, "-5.0 s", "NTP"),
+        (replace(HEALTHY, members=frozenset({"n2"})), "membership", Level.WARNING, "not a member", "get nodes"),
+        (replace(HEALTHY, unit_states=()), "systemd", Level.NOTE, "does not answer", ""),
+        (replace(HEALTHY, has_ipmi=True), "BMC", Level.NOTE, "/dev/ipmi0", "vmherd fence test n1"),
+    ],
+)
+def test_what_is_missing_is_said_with_what_to_do(facts: Facts, what: str, level: Level, says: str, todo: str) -> None:
+    found = of(facts, what)
+    assert found.level is level
+    assert says in found.says
+    assert todo in found.todo
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        replace(HEALTHY, lease=StoredLease(a_lease(armed=False), 0)),
+        replace(HEALTHY, lease_age_s=11.0),
+        replace(HEALTHY, lease=None),
+    ],
+)
+def test_without_an_armed_watchdog_only_a_bmc_or_a_person_could(facts: Facts) -> None:
+    assert of(facts, "could be fenced").level is Level.WARNING
+    assert "BMC or a person" in of(facts, "could be fenced").says
+
+
+def test_two_members_have_no_majority() -> None:
+    found = of(replace(HEALTHY, members=frozenset({"n1", "n2"})), "could be fenced")
+    assert found.level is Level.WARNING
+    assert "--witness" in found.todo
+
+
+def test_other_settings_than_it_was_started_with() -> None:
+    found = of(HEALTHY, "heartbeat", Settings(node="n1", profile="slow"))
+    assert found.level is Level.WARNING
+    assert "restart vmherd-heartbeat" in found.todo
+
+
+@pytest.mark.parametrize("config", [Settings(node="n1", watchdog="off"), Settings(node="n1", watchdog_mode="Notify")])
+def test_a_watchdog_that_is_not_to_be_armed(config: Settings) -> None:
+    assert "never armed" in of(HEALTHY, "watchdog", config).says

@@ -1,0 +1,310 @@
+"""`vmherd doctor`: whether this node could be fenced, by what, and what is missing.
+
+It reads and changes nothing; the watchdog is not opened, as that would start it. What was read is apart (`Facts`) from
+what it means (`examine`).
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, cast
+
+from orchestrator.errors import HypervisorError, StoreUnavailable, VmherdError
+from orchestrator.lease import StoredLease, read_lease, read_membership
+from orchestrator.settings import Settings, settings
+from orchestrator.store import keys
+from orchestrator.store.connection import connect, redis_errors
+from workers.hypervisor.drivers import open_hypervisor
+from workers.watchdog import WatchdogFailed, find_watchdog
+
+_SLEEP_TARGETS: Final = ("sleep.target", "suspend.target", "hibernate.target", "hybrid-sleep.target")
+_CLOCKS_APART_S: Final = 2.0
+_SYSTEMCTL_S: Final = 10.0
+
+
+class Level(StrEnum):
+    """How bad it is."""
+
+    OK = "ok"
+    NOTE = "note"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        todo: What a person does about it; empty: nothing.
+    """
+
+    level: Level
+    what: str
+    says: str
+    todo: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was read on this host.
+
+    Attributes:
+        device: The watchdog's; None: there is none.
+        device_error: Why the one that is set can't be used.
+        identity: What its driver calls itself.
+        is_nowayout: It can't be disarmed.
+        redis_error: Empty: it answers.
+        clock_apart_s: How far this host's clock is from Redis's.
+        lease: As it stands in Redis.
+        lease_age_s: Since its renewal, by Redis's clock.
+        members: Of the membership.
+        libvirt_error: Empty: it answers.
+        unit_states: `systemctl is-enabled` of units; absent: not known.
+        has_ipmi: The kernel speaks to a BMC.
+    """
+
+    device: Path | None = None
+    device_error: str = ""
+    identity: str = ""
+    is_nowayout: bool = False
+    redis_error: str = ""
+    clock_apart_s: float = 0.0
+    lease: StoredLease | None = None
+    lease_age_s: float = 0.0
+    members: frozenset[str] = frozenset()
+    libvirt_error: str = ""
+    unit_states: tuple[tuple[str, str], ...] = ()
+    has_ipmi: bool = False
+
+
+def examine(facts: Facts, config: Settings) -> list[Finding]:
+    """Say what the facts mean; the last finding is the verdict."""
+    findings = [
+        _redis(facts),
+        _heartbeat(facts, config),
+        _watchdog(facts, config),
+        _members(facts, config),
+        _bmc(facts, config),
+        _clock(facts),
+        _libvirt(facts, config),
+        *_units(facts),
+    ]
+    lease = facts.lease.lease if facts.lease is not None else None
+    if lease is not None and lease.armed and _is_fresh(facts):
+        if len(facts.members) <= 2 and lease.failsafe:  # noqa: PLR2004 - TAKEOVER.md, rule 11
+            says = "by its BMC or a person only: two members have no majority without it"
+            todo = "add a witness on the control plane's machine: vmherd node enroll NAME --witness"
+            verdict = Finding(Level.WARNING, "could be fenced", says, todo)
+        else:
+            verdict = Finding(Level.OK, "could be fenced", "by its watchdog's deadline")
+    else:
+        todo = "see above; or set up its BMC on the control plane"
+        verdict = Finding(Level.WARNING, "could be fenced", "by its BMC or a person only: no watchdog is armed", todo)
+    return [*findings, verdict]
+
+
+def _is_fresh(facts: Facts) -> bool:
+    return facts.lease is not None and facts.lease_age_s <= facts.lease.lease.timing.lease_ttl
+
+
+def _redis(facts: Facts) -> Finding:
+    if facts.redis_error:
+        todo = "check VMHERD_REDIS_URL in /etc/vmherd/node.env, and the way to it"
+        return Finding(Level.PROBLEM, "Redis", facts.redis_error, todo)
+    return Finding(Level.OK, "Redis", "answers")
+
+
+def _heartbeat(facts: Facts, config: Settings) -> Finding:
+    if facts.lease is None or not _is_fresh(facts):
+        age = f"{facts.lease_age_s:.0f} s ago" if facts.lease is not None else "never"
+        says = f"its lease was renewed {age}" if not facts.redis_error else "not known without Redis"
+        return Finding(Level.PROBLEM, "heartbeat", says, "systemctl enable --now vmherd-heartbeat")
+    timing = facts.lease.lease.timing
+    says = f"renewed {max(0.0, facts.lease_age_s):.1f} s ago; T {timing.lease_ttl:g}, W {timing.watchdog_timeout:g}"
+    if timing.lease_ttl != config.lease_ttl or timing.heartbeat != config.heartbeat:
+        todo = "it was started with other settings: systemctl restart vmherd-heartbeat"
+        return Finding(Level.WARNING, "heartbeat", says, todo)
+    return Finding(Level.OK, "heartbeat", says)
+
+
+def _watchdog(facts: Facts, config: Settings) -> Finding:
+    if facts.device_error:
+        return Finding(Level.PROBLEM, "watchdog", facts.device_error, "load the driver, or set VMHERD_WATCHDOG")
+    if config.watchdog == "off" or config.watchdog_mode == "Notify":
+        why = "VMHERD_WATCHDOG=off" if config.watchdog == "off" else "mode Notify"
+        return Finding(Level.WARNING, "watchdog", f"never armed ({why})")
+    if facts.device is None:
+        todo = (
+            "modprobe the board's driver (iTCO_wdt, ipmi_watchdog, i6300esb) or softdog, and name it in modules-load.d"
+        )
+        return Finding(Level.WARNING, "watchdog", "there is no /dev/watchdog", todo)
+    name = f"{facts.device}" + (f" ({facts.identity})" if facts.identity else "")
+    if facts.is_nowayout:
+        todo = "load its driver with nowayout=0: a planned stop would reset this host"
+        return Finding(Level.PROBLEM, "watchdog", f"{name} can't be disarmed (nowayout)", todo)
+    if facts.lease is None or not facts.lease.lease.armed or not _is_fresh(facts):
+        todo = "journalctl -u vmherd-heartbeat says why; in maintenance it is meant to be so"
+        return Finding(Level.WARNING, "watchdog", f"{name} is not armed", todo)
+    level, soft = (
+        (Level.OK, "") if facts.identity != "Software Watchdog" else (Level.NOTE, "; a hung kernel may hang it")
+    )
+    return Finding(level, "watchdog", f"{name} is armed, {facts.lease.lease.timing.watchdog_timeout:g} s{soft}")
+
+
+def _members(facts: Facts, config: Settings) -> Finding:
+    if config.node in facts.members:
+        return Finding(Level.OK, "membership", f"one of {len(facts.members)} members")
+    todo = "wait some seconds; then see whether every member beats (vmherd get nodes): a silent one holds up changes"
+    return Finding(Level.WARNING, "membership", "not a member yet: its peers don't speak for it", todo)
+
+
+def _bmc(facts: Facts, config: Settings) -> Finding:
+    todo = f"on the control plane: vmherd fence test {config.node}"
+    if facts.has_ipmi:
+        return Finding(
+            Level.NOTE, "BMC", "this host has one (/dev/ipmi0); whether it is set up is not known here", todo
+        )
+    return Finding(Level.NOTE, "BMC", "none is seen from here; whether one is set up is not known here", todo)
+
+
+def _clock(facts: Facts) -> Finding:
+    if not facts.redis_error and abs(facts.clock_apart_s) > _CLOCKS_APART_S:
+        says = f"{facts.clock_apart_s:+.1f} s from Redis's; leases don't depend on it, but logs and people do"
+        return Finding(Level.WARNING, "clock", says, "set up NTP (chrony)")
+    return Finding(Level.OK, "clock", "as Redis's" if not facts.redis_error else "not compared")
+
+
+def _libvirt(facts: Facts, config: Settings) -> Finding:
+    if facts.libvirt_error:
+        return Finding(
+            Level.PROBLEM, "libvirt", facts.libvirt_error, f"check VMHERD_LIBVIRT_URI ({config.libvirt_uri})"
+        )
+    return Finding(Level.OK, "libvirt", "answers")
+
+
+def _units(facts: Facts) -> list[Finding]:
+    states = dict(facts.unit_states)
+    if not states:
+        return [Finding(Level.NOTE, "systemd", "does not answer here: units were not looked at")]
+    findings = []
+    if states.get("libvirt-guests.service") in {"enabled", "enabled-runtime", "static", "linked"}:
+        says = "libvirt-guests.service is enabled: it would stop or save VMs behind vmherd's back"
+        todo = "systemctl disable --now libvirt-guests.service"
+        findings.append(Finding(Level.PROBLEM, "libvirt-guests", says, todo))
+    else:
+        findings.append(Finding(Level.OK, "libvirt-guests", "is not enabled"))
+    awake = [unit for unit in _SLEEP_TARGETS if states.get(unit) not in {"masked", "masked-runtime"}]
+    if awake:
+        says = f"this host may be suspended ({', '.join(awake)})"
+        findings.append(Finding(Level.WARNING, "suspend", says, f"systemctl mask {' '.join(awake)}"))
+    else:
+        findings.append(Finding(Level.OK, "suspend", "is masked"))
+    return findings
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_facts(config: Settings) -> Facts:
+    """Read all that is looked at."""
+    device, device_error = None, ""
+    try:
+        device = find_watchdog(config.watchdog)
+    except WatchdogFailed as error:
+        device_error = str(error)
+    name = "watchdog0" if device is not None and device.name == "watchdog" else device.name if device else ""
+    sysfs = Path("/sys/class/watchdog") / name
+    lease, age, members, apart, redis_error = _read_redis(config)
+    return Facts(
+        device=device,
+        device_error=device_error,
+        identity=_read(sysfs / "identity") if name else "",
+        is_nowayout=bool(name) and _read(sysfs / "nowayout") == "1",
+        redis_error=redis_error,
+        clock_apart_s=apart,
+        lease=lease,
+        lease_age_s=age,
+        members=members,
+        libvirt_error=_try_hypervisor(config),
+        unit_states=_unit_states(),
+        has_ipmi=Path("/dev/ipmi0").exists(),
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _read_redis(config: Settings) -> tuple[StoredLease | None, float, frozenset[str], float, str]:
+    """Read the lease, its age, the members, and how far the clocks are apart; or why not."""
+    import time  # noqa: PLC0415 - for this comparison alone
+
+    try:
+        client = connect(config.redis_url.get_secret_value(), timeout_s=3.0, retries=0)
+        with contextlib.closing(client), redis_errors(client):
+            seconds, micros = client.time()
+            now = time.time()
+            lease = read_lease(cast("str | None", client.get(keys.lease(config.node))))
+            members = read_membership(cast("str | None", client.get(keys.MEMBERSHIP))).members
+    except StoreUnavailable as error:
+        return None, 0.0, frozenset(), 0.0, str(error)
+    redis_now = seconds + micros / 1e6
+    age = redis_now - lease.renewed_ms / 1000 if lease is not None else 0.0
+    return lease, age, frozenset(members), now - redis_now, ""
+
+
+def _try_hypervisor(config: Settings) -> str:
+    try:
+        hypervisor = open_hypervisor(config)
+    except VmherdError as error:
+        return str(error)
+    try:
+        hypervisor.domains()
+    except HypervisorError as error:
+        return str(error)
+    finally:
+        hypervisor.close()
+    return ""
+
+
+def _unit_states() -> tuple[tuple[str, str], ...]:
+    states = []
+    for unit in ("libvirt-guests.service", *_SLEEP_TARGETS):
+        try:
+            done = subprocess.run(
+                ["systemctl", "is-enabled", unit], capture_output=True, text=True, timeout=_SYSTEMCTL_S, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return ()
+        if state := done.stdout.strip():
+            states.append((unit, state))
+    return tuple(states)
+
+
+def main() -> None:
+    """Print the findings; exits with 1 if one is a problem, or the node could not be fenced without a person."""
+    try:
+        config = settings()
+    except VmherdError as error:
+        raise SystemExit(f"vmherd: {error}") from None
+    findings = examine(read_facts(config), config)
+    width = max(len(finding.what) for finding in findings)
+    for finding in findings:
+        line = f"{finding.level:8} {finding.what:{width}}  {finding.says}"
+        os.write(1, f"{line}\n".encode())
+        if finding.todo:
+            os.write(1, f"{'':8} {'':{width}}  -> {finding.todo}\n".encode())
+    if any(finding.level is Level.PROBLEM for finding in findings) or findings[-1].level is not Level.OK:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
