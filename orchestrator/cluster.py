@@ -46,7 +46,7 @@ from orchestrator.store import ChangeType, Store
 
 R = TypeVar("R", bound=Resource)
 
-_PATIENCE_S = 30.0
+_PATIENCE_S = 60.0
 """A server of the API that is restarted is back within this time."""
 
 

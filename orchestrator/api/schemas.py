@@ -29,6 +29,7 @@ _KEPT: Final = (
     "type",
     "uniqueItems",
 )
+_TYPE_META: Final = {"apiVersion": "The version of this representation.", "kind": "What this is."}
 _FIELD = re.compile(r"^    (?P<names>\w+(?:, \w+)*): (?P<text>.*)$")
 
 
@@ -57,8 +58,7 @@ def schemas_of(api: ApiResource) -> dict[str, dict[str, Any]]:
         "type": "object",
         "required": ["items"],
         "properties": {
-            "apiVersion": {"type": "string", "description": "The version of this representation."},
-            "kind": {"type": "string", "description": "What this is."},
+            **{name: {"type": "string", "description": text} for name, text in _TYPE_META.items()},
             "metadata": {"allOf": [{"$ref": f"{REF}{META}ListMeta"}], "description": "Of the list."},
             "items": {"type": "array", "items": {"$ref": f"{REF}{name}"}, "description": "Its resources."},
         },
@@ -86,7 +86,8 @@ class _Translator:
         """Write a model."""
         text, fields = split_docstring(written.get("description", ""))
         properties = {
-            name: self.field(schema, fields.get(name, "")) for name, schema in written.get("properties", {}).items()
+            name: self.field(schema, fields.get(name) or _TYPE_META.get(name, ""))
+            for name, schema in written.get("properties", {}).items()
         }
         result: dict[str, Any] = {"type": "object", "description": text, "properties": properties}
         if required := written.get("required"):

@@ -23,7 +23,15 @@ class EventSource(Model):
 
 
 class Event(Resource):
-    """One thing that happened to one resource. Kept for an hour."""
+    """One thing that happened to one resource. Kept for an hour.
+
+    Attributes:
+        reason: What happened, in one word.
+        message: What happened, for people.
+        type: Warning: a person should look.
+        first_timestamp: When it happened first.
+        last_timestamp: When it happened last.
+    """
 
     kind_name: ClassVar[str] = "Event"
     group_version: ClassVar[str] = "v1"

@@ -60,7 +60,21 @@ class Model(BaseModel):
 
 
 class ObjectMeta(Model):
-    """Kubernetes' ObjectMeta, as far as it is used here."""
+    """Kubernetes' ObjectMeta, as far as it is used here.
+
+    Attributes:
+        name: Unique among resources of the kind in the namespace.
+        generate_name: Begins a name that the server ends.
+        namespace: The project that it is in.
+        uid: Of this one alone, though another may get its name later. Of a VM: its domain's UUID.
+        labels: By which it is selected.
+        annotations: What people and programs note about it.
+        creation_timestamp: When it was created.
+        deletion_timestamp: When its deletion was asked for, while it is still there.
+        finalizers: It stays after its deletion until these are gone.
+        generation: Counts changes of the spec.
+        resource_version: At which it was read; given with a change, the change is refused if another one is stored.
+    """
 
     name: str = ""
     generate_name: str = ""
@@ -76,7 +90,15 @@ class ObjectMeta(Model):
 
 
 class Condition(Model):
-    """One condition of a resource's status."""
+    """One condition of a resource's status.
+
+    Attributes:
+        type: What it is about.
+        status: Whether it holds.
+        reason: Why, in one word, for programs.
+        message: Why, for people.
+        last_transition_time: When its status changed last.
+    """
 
     type: str
     status: Literal["True", "False", "Unknown"]

@@ -29,7 +29,12 @@ class TaintEffect(StrEnum):
 
 
 class Taint(Model):
-    """A mark on a node that keeps VMs off it."""
+    """A mark on a node that keeps VMs off it.
+
+    Attributes:
+        key: What tolerations name.
+        value: What tolerations may compare.
+    """
 
     key: LabelKey
     value: LabelValue = ""
@@ -276,7 +281,13 @@ class Affinity(Model):
 
 
 class TopologySpreadConstraint(Model):
-    """How evenly VMs are spread over the values of a node label."""
+    """How evenly VMs are spread over the values of a node label.
+
+    Attributes:
+        max_skew: So many more may be at one value than at another.
+        topology_key: The node label.
+        when_unsatisfiable: Whether it then starts nowhere, or all the same.
+    """
 
     max_skew: int = Field(ge=1, le=2**31 - 1)
     topology_key: LabelKey

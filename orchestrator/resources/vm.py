@@ -87,6 +87,8 @@ class VirtualMachineStatus(Model):
 
     Attributes:
         node_name: Where it runs, or ran last.
+        ip_address: The guest's, as far as it is known.
+        conditions: Running, Migratable and others, each with its reason.
         incarnation: Its start counter; the one that may run. 0 before the first start.
         counter: The number of the node's report that this status rests on (one counter per node).
         elsewhere: Another node that shows it running too: the target of a migration begun behind our back, before its

@@ -124,7 +124,11 @@ class Cpu(Model):
 
 
 class Memory(Model):
-    """Guest memory, as a quantity such as `2Gi`."""
+    """Guest memory.
+
+    Attributes:
+        size: A quantity such as `2Gi`.
+    """
 
     size: Annotated[str, AfterValidator(_check_memory)]
 
@@ -140,10 +144,16 @@ class VirtualMachineSpec(Model):
 
     Attributes:
         virtual_machine_class_name: What kind of machine: the CPU that it sees, and where it may run.
+        disks: In the order in which they are attached.
+        interfaces: In the order in which they are attached.
         enable_paravirtualization: Virtio devices; off, ones that any guest knows.
         domain_template: A libvirt domain XML in place of a description. Its name, uuid, memory, vcpu and what happens
             on poweroff, reboot and crash are replaced by this resource's; with a class, its CPU too.
         node_selector: Labels that a node must have; those of the class win.
+        topology_spread_constraints: How evenly its like are spread over nodes.
+        tolerations: Taints of nodes that it puts up with.
+        priority_class_name: Named beside `priority`; kept, and not looked at.
+        termination_grace_period_seconds: So long a guest that is asked to power off is given.
         priority: Who goes first after a failure; higher goes first.
         ip_address: The guest's own fixed address, where it has one.
     """

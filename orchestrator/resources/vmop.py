@@ -95,7 +95,12 @@ PRIORITIES = {str(priority.value): priority for priority in Priority}
 
 
 class MigrateTo(Model):
-    """Where a `Migrate` may land: nodes with these labels, or one node by name."""
+    """Where a `Migrate` may land: nodes with these labels, or one node by name.
+
+    Attributes:
+        node_selector: Labels that the target must have, besides what the VM itself asks for.
+        node_name: The target.
+    """
 
     node_selector: Labels = Field(default_factory=dict)
     node_name: Annotated[str, AfterValidator(lambda value: check_name(value) if value else value)] = ""
@@ -105,7 +110,9 @@ class OperationSpec(Model):
     """What is asked; immutable once created.
 
     Attributes:
-        force: None is not False: unset leaves it to the VM's liveMigrationPolicy.
+        virtual_machine_name: Of the VM, in the same namespace.
+        force: None is not False: unset leaves it to the VM's liveMigrationPolicy. True lets the guest be throttled by a
+            migration, and pulls the plug in a stop or restart.
     """
 
     type: OperationType
@@ -158,8 +165,15 @@ class OperationStatus(Model):
     """What became of it.
 
     Attributes:
+        progress: Percent; never falls.
+        conditions: `Completed` says with its reason and message how far it is, or how it ended.
+        started_at: When a node began with it.
+        finished_at: When it ended.
+        source_node: Where the VM ran when it was granted.
+        target_node: Where the VM is to run.
         attempts: Grants so far, this one included.
         not_before: No new grant before this instant (back-off after a failed attempt).
+        planned: Where it goes with others that are placed together, if that still fits when its turn comes.
         avoid: Targets on which an attempt failed; used again only when nothing else is left.
         unschedulable_since: Since when no node fits.
         questions: What nodes are being asked before it is granted.
@@ -178,6 +192,7 @@ class OperationStatus(Model):
     target_node: str = ""
     attempts: int = 0
     not_before: Timestamp | None = None
+    planned: str = ""
     avoid: tuple[str, ...] = ()
     unschedulable_since: Timestamp | None = None
     questions: Questions | None = None

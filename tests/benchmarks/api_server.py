@@ -182,8 +182,8 @@ def _watches(bench: Bench, store: Store, port: int, token: str) -> tuple[list[Fi
                     waiting.remove(told)
                     times_ms.append(now)
         last_ms.append(max(times_ms[-WATCHERS:]))
-    for one in sockets:
-        one.close()
+    for watcher in sockets:
+        watcher.close()
     selector.close()
     return [
         Figure("commit begun -> a watcher's line, p50", percentile(times_ms, 50), "ms", spread(times_ms, "ms")),

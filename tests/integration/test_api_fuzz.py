@@ -1,6 +1,8 @@
 """Whatever is sent, by our own OpenAPI or as bytes that mean nothing: the answer is never a 5xx."""
 
+import contextlib
 import json
+import socket
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -222,6 +224,26 @@ def test_a_large_body_without_its_length_is_cut_off(root: httpx.Client) -> None:
     except httpx.WriteError:
         return  # the server hung up on it
     assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("name", [b"X: ", b"GET /"], ids=["a header", "a path"])
+def test_a_head_without_an_end_is_hung_up_on(api: ServedApi, name: bytes) -> None:
+    start = name if name.startswith(b"GET") else b"GET / HTTP/1.1\r\n" + name
+    with socket.create_connection(("127.0.0.1", api.port), timeout=10) as one:
+        sent = start + b"x" * 4096
+        answer = b""
+        try:
+            for _ in range(1_000):
+                one.sendall(sent)
+                sent = b"x" * 4096
+        except OSError:
+            pass  # hung up
+        else:
+            pytest.fail("4 MiB of a head were taken")
+        with contextlib.suppress(OSError):  # reset, with what was not read
+            answer = one.recv(4096)
+        assert not answer or b" 400 " in answer
+    assert httpx.get(f"{api.url}/healthz").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -426,7 +426,7 @@ class TestNodes:
         herd.running_vm("a")
         herd.set_vm("a", phase=VmPhase.PAUSE)
         with kubectl.beside("drain", "h1", "--ignore-daemonsets") as drain:
-            drain.wait_for('VMI "default/a" can\'t be evacuated', "is Pause, not Running")
+            drain.wait_for('VMI "default/a"', "is Pause: only a Running VM migrates")
         assert "server dry run" in kubectl.ok("drain", "h2", "--dry-run=server")
 
 

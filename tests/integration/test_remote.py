@@ -11,14 +11,18 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
 
 from orchestrator import Cluster
+from orchestrator.api.tls import ensure_certificate
+from orchestrator.client.place import Place
 from orchestrator.client.remote import RemoteClient
-from orchestrator.errors import NotFound, Refused
+from orchestrator.client.session import ApiSession
+from orchestrator.errors import NotFound, Refused, StoreUnavailable, Unauthorized
 from orchestrator.resources import (
     AccessToken,
     Event,
@@ -30,6 +34,7 @@ from orchestrator.resources import (
     RunPolicy,
     VirtualMachine,
     VirtualMachineOperation,
+    VmPhase,
 )
 from orchestrator.services.context import Context
 from orchestrator.services.tokens import create_token
@@ -70,9 +75,18 @@ class Site:
         if store.find(AccessToken, name) is not None:
             store.must_commit(store.batch().delete(store.get(AccessToken, name)))
         text = create_token(Context(store, Outbox()), name, role, namespaces)[1]
-        remote = Remote(self, text)
-        wait_until(lambda: "not valid" not in remote.run("get", "vm", "-n", "default").stderr, 20, "the token is known")
+        wait_until(lambda: self.is_known(text), 20, "the token is known")
         return text
+
+    def is_known(self, token: str) -> bool:
+        session = ApiSession(Place(self.url, token, self.ca_file.read_text()))
+        try:
+            session.read("/api")
+        except Unauthorized:
+            return False
+        finally:
+            session.close()
+        return True
 
     def clear(self) -> None:
         """Remove what a test made, but for the tokens: the server would load all anew after a flush."""
@@ -121,10 +135,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def is_up(site: Site) -> bool:
-    if not site.ca_file.exists():
+    try:
+        return not site.is_known("nobody's")
+    except (FileNotFoundError, StoreUnavailable):
         return False
-    answer = Remote(site, "vmherd_nobody_" + "x" * 43).run("get", "vm")
-    return "the token is not valid" in answer.stderr
 
 
 @pytest.fixture
@@ -166,7 +180,7 @@ class TestKubectl:
 
     def test_with_another_ca_fails(self, site: Site, root: Remote, tmp_path: Path) -> None:
         other = tmp_path / "other"
-        site.local.refused("api", VMHERD_TLS_DIR=str(other), VMHERD_API_ADDRESS="192.0.2.1", VMHERD_API_PORT="1")
+        ensure_certificate(other, ("localhost",), datetime.now(UTC))
         config = self.written(site, tmp_path, root.token, VMHERD_CA_FILE=str(other / "ca.crt"))
         refused = self.kubectl(config, "get", "nodes")
         assert refused.returncode != 0
@@ -190,12 +204,12 @@ class TestKubectl:
             (("create", "vmop"), "yes"),
             (("patch", "vmop"), "no"),
             (("list", "nodes"), "no"),
-            (("create", "pods/eviction"), "yes"),
+            (("create", "pods", "--subresource", "eviction"), "yes"),
             (("create", "vmop", "-n", "other"), "no"),
             (("*", "*"), "no"),
         ):
             asked = self.kubectl(config, "auth", "can-i", *words)
-            assert asked.stdout.strip() == answer, (words, asked)
+            assert asked.stdout.split()[0] == answer, (words, asked)
         who = self.kubectl(config, "auth", "whoami", "-o", "json")
         assert json.loads(who.stdout)["status"]["userInfo"]["username"] == "ops", who
 
@@ -205,12 +219,8 @@ class TestTheCommand:
         root.store.must_commit(root.store.batch().create(a_node("h1")))
         root.running_vm()
         for words in (
-            ("get", "vm"),
             ("get", "vm", "-A", "-o", "wide"),
-            ("get", "vm", "linux-vm", "-o", "yaml"),
-            ("get", "nodes", "-o", "wide"),
             ("get", "nodes", "-o", "json"),
-            ("get", "vmop"),
             ("describe", "vm", "linux-vm"),
             ("describe", "node", "h1"),
         ):
@@ -251,12 +261,15 @@ class TestTheCommand:
             root.running_vm(command[1])
             name = root.ok(*command, "--no-wait").strip()
             assert root.store.get(VirtualMachineOperation, f"default/{name}").spec.type is kind
-        root.ok("create", "-f", "-", stdin=vm_manifest("vm-5"))
+
+    def test_an_operation_is_taken_back_or_refused(self, root: Remote) -> None:
+        stopped = a_vm("vm-5", node="", phase=VmPhase.STOPPED, policy=RunPolicy.MANUAL)
+        root.store.must_commit(root.store.batch().create(stopped))
         name = root.ok("start", "vm-5", "--no-wait").strip()
         assert root.store.get(VirtualMachineOperation, f"default/{name}").spec.type is OperationType.START
-        assert root.ok("delete", "vmop", name) == f'virtualmachineoperation "{name}" deleted\n'
-        refused = root.refused("evict", "vm-1", "--no-wait")
+        refused = root.refused("start", "vm-5", "--no-wait")
         assert refused.startswith("VMOP cannot be executed now. Previously created operation")
+        assert root.ok("delete", "vmop", name) == f'virtualmachineoperation "{name}" deleted\n'
         assert root.refused("evict", "x", "--no-wait") == "VirtualMachine 'x' not found in namespace 'default'"
 
     def test_follows_an_operation_to_its_end(self, root: Remote) -> None:
@@ -314,8 +327,7 @@ class TestTheCommand:
         environment = {key: value for key, value in root.environment().items() if key not in alone}
         environment["VMHERD_KUBECONFIG"] = str(path)
         done = subprocess.run(
-            ["python", "-m", "orchestrator.cli", "get", "vm"],
-            executable=sys.executable,
+            [sys.executable, "-m", "orchestrator.cli", "get", "vm"],
             env=environment,
             capture_output=True,
             text=True,
@@ -348,11 +360,9 @@ class TestTheCommand:
         closed = f"https://localhost:{free_port()}"
         assert root.refused("get", "vm", VMHERD_SERVER=closed).startswith(f"no API at {closed}: ")
         other = tmp_path / "tls"
-        root.site.local.refused("api", VMHERD_TLS_DIR=str(other), VMHERD_API_ADDRESS="192.0.2.1", VMHERD_API_PORT="1")
+        ensure_certificate(other, ("localhost",), datetime.now(UTC))
         untrusted = root.refused("get", "vm", VMHERD_CA_FILE=str(other / "ca.crt"))
         assert untrusted.startswith(f"{root.url} is not trusted: ")
-        by_name = root.url.replace("localhost", "127.0.0.2")
-        assert root.refused("get", "vm", VMHERD_SERVER=by_name).startswith(f"{by_name} is not trusted: ")
         assert "VMHERD_CA_FILE: holds no certificate" in root.refused("get", "vm", VMHERD_CA_FILE=str(Path(__file__)))
         assert "VMHERD_CA_FILE" in root.refused("get", "vm", VMHERD_CA_FILE="/no/such/file")
         assert "use https" in root.refused("get", "vm", VMHERD_SERVER="http://192.0.2.1:8080")
@@ -364,7 +374,7 @@ class TestTheCommand:
         for words in (
             ("token", "list"),
             ("token", "create", "x", "--role", "admin"),
-            ("node", "enroll", "h1"),
+            ("node", "enroll", "h1", "--address", "192.0.2.1:6379"),
             ("adopt", "h1"),
         ):
             told = root.refused(*words)
@@ -413,10 +423,11 @@ class TestTokens:
             == "token/filed created\n"
         )
         assert path.stat().st_mode & 0o777 == 0o600
-        remote = Remote(site, "")
-        wait_until(lambda: remote.run("get", "vm", VMHERD_TOKEN_FILE=str(path)).returncode == 0, 20, "it is known")
+        text = path.read_text().strip()
+        wait_until(lambda: site.is_known(text), 20, "it is known")
+        assert Remote(site, "").run("get", "vm", VMHERD_TOKEN_FILE=str(path)).returncode == 0
         site.local.ok("token", "revoke", "filed")
-        wait_until(lambda: "not valid" in remote.run("get", "vm", VMHERD_TOKEN_FILE=str(path)).stderr, 20, "it is not")
+        wait_until(lambda: not site.is_known(text), 20, "it is not")
 
     @pytest.mark.parametrize(
         ("words", "why"),
@@ -478,7 +489,7 @@ class TestCluster:
         root.running_vm()
         operation = cluster.evict("linux-vm")
         seen: list[int] = []
-        thread = threading.Thread(target=lambda: seen.extend(p.percent for p in operation.progress(timeout=60)))
+        thread = threading.Thread(target=lambda: seen.extend(p.percent for p in operation.progress(timeout=90)))
         thread.start()
         running = OperationPhase.IN_PROGRESS
         root.step(operation.name, Reason.SYNCING, "20", phase=running, progress=20)
@@ -488,7 +499,7 @@ class TestCluster:
         api.kill()
         root.step(operation.name, Reason.SYNCING, "40", phase=running, progress=40)
         wait_until(lambda: api.restarts > restarts, 20, "it is started again")
-        wait_until(lambda: 40 in seen, 40, lambda: str(seen))
+        wait_until(lambda: 40 in seen, 60, lambda: str(seen))
         root.step(operation.name, Reason.OPERATION_COMPLETED, "moved", phase=OperationPhase.COMPLETED, progress=100)
         thread.join(30)
         assert not thread.is_alive()

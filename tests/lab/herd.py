@@ -46,6 +46,7 @@ NODE_PROCESSES = {
 CONTROL_PROCESSES = {
     "control": ["run", "control"],
     "liveness": ["run", "liveness"],
+    "fencing": ["run", "fencing"],
     "intake": ["run", "intake"],
     "beat-1": ["run", "beat"],
     "beat-2": ["run", "beat"],
