@@ -21,10 +21,10 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture
 def idle(herd: LabHerd) -> Iterator[LabHerd]:
-    """The module's herd with rebalancing off; it is on again, as it is by default, after the test."""
+    """The module's herd with rebalancing off, before the test and after it."""
     herd.vmherd("rebalance", "--off", "--set", "intervalSeconds=10")
     yield herd
-    herd.vmherd("rebalance", "--on")
+    herd.vmherd("rebalance", "--off")
 
 
 def reserved(herd: LabHerd, node: str) -> float:
