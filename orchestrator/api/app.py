@@ -96,7 +96,9 @@ def create_app(ctx: Context, audit: Audit, config: Settings, now: Callable[[], d
         del request
         return Response(to_json(version()), media_type="application/json")
 
-    app = FastAPI(title="vmherd", lifespan=living, openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="vmherd", lifespan=living, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.add_route("/healthz", healthy)
     app.add_route("/livez", healthy)
     app.add_route("/readyz", ready)

@@ -10,11 +10,22 @@ from typing import Any, Final
 
 from orchestrator.api.errors import to_json
 from orchestrator.api.selectors import Fields
-from orchestrator.cli.tables import Around, Table
+from orchestrator.cli.ages import UNKNOWN
+from orchestrator.cli.tables import Around, Column, Table, clean
 from orchestrator.resources import Resource
 
 READ: Final = ("get", "list", "watch")
-_NO_TIME: Final = datetime.fromtimestamp(0, UTC)
+_ALONE: Final = Around(datetime.fromtimestamp(0, UTC))
+
+
+def is_steady(column: Column[Any]) -> bool:
+    """Whether a column shows nothing but what is in the resource."""
+    return not (column.is_clock or column.counts_vms)
+
+
+def cell_json(text: str) -> bytes:
+    """Encode a cell as it is shown."""
+    return to_json(clean(text) or UNKNOWN)
 
 
 def wire_form(resource: Resource) -> dict[str, Any]:
@@ -92,7 +103,7 @@ class Entry:
         self._json: bytes | None = None
         self._metadata: bytes | None = None
         self._stored: bytes | None = None
-        self._cells: tuple[str, ...] | None = None
+        self._cells: tuple[bytes, ...] | None = None
 
     def __repr__(self) -> str:
         """Say what it is."""
@@ -124,17 +135,14 @@ class Entry:
         """Give its metadata, encoded as a PartialObjectMetadata."""
         if self._metadata is None:
             head = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1"}
-            self._metadata = to_json({**head, "metadata": self.wire()["metadata"]})
+            self._metadata = to_json({**head, "metadata": self.resource.metadata.document()})
         return self._metadata
 
-    def steady_cells(self) -> tuple[str, ...]:
-        """Give those cells of its row that are made from nothing but itself."""
+    def steady_cells(self) -> tuple[bytes, ...]:
+        """Give those cells of its row that are made from nothing but itself, encoded."""
         if self._cells is None:
-            around = Around(_NO_TIME)
-            columns = self.api.table.columns
-            self._cells = tuple(
-                column.cell(self.resource, around) for column in columns if not (column.is_clock or column.counts_vms)
-            )
+            cells = (column.cell(self.resource, _ALONE) for column in self.api.table.columns if is_steady(column))
+            self._cells = tuple(cell_json(cell) for cell in cells)
         return self._cells
 
     def looks_like(self, other: "Entry") -> bool:

@@ -123,7 +123,7 @@ class Server:
 
     async def _answer(self, request: Request, asked: Asked) -> Response:
         asked.identity = self.access.authenticate(request.headers.get("authorization"))
-        path = request.url.path
+        path: str = request.scope["path"]
         document = self._documents.get(path.rstrip("/") or "/")
         if document is not None:
             if request.method not in {"GET", "HEAD"}:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from orchestrator.api.entries import ApiResource, Entry
+from orchestrator.api.entries import ApiResource, Entry, cell_json, is_steady
 from orchestrator.api.errors import BadRequest, to_json
-from orchestrator.cli.ages import UNKNOWN
-from orchestrator.cli.tables import Around, clean
+from orchestrator.cli.tables import Around
 from orchestrator.resources.names import shown
 
 _HEAD: Final = b'{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":'
@@ -73,14 +72,12 @@ class TableForm:
 
     def row(self, entry: Entry, around: Around) -> bytes:
         """Write a row."""
-        columns = self.api.table.columns
         steady = iter(entry.steady_cells())
-        cells = [
-            clean(column.cell(entry.resource, around) if column.is_clock or column.counts_vms else next(steady))
-            or UNKNOWN
-            for column in columns
-        ]
-        return b'{"cells":' + to_json(cells) + b',"object":' + self._included(entry) + b"}"
+        cells = (
+            next(steady) if is_steady(column) else cell_json(column.cell(entry.resource, around))
+            for column in self.api.table.columns
+        )
+        return b'{"cells":[' + b",".join(cells) + b'],"object":' + self._included(entry) + b"}"
 
     def _included(self, entry: Entry) -> bytes:
         match self.include:

@@ -253,6 +253,8 @@ def cells_of(columns: Sequence[Column[R]], resource: R, around: Around) -> tuple
 
 def clean(text: str) -> str:
     """Put a text into one line, and take out what a terminal would obey: hosts and hypervisors wrote parts of it."""
+    if text.isprintable() and "  " not in text and text.strip(" ") == text:
+        return text
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 

@@ -58,6 +58,14 @@ class Model(BaseModel):
         """Give a copy with some fields changed; values are trusted, since only our own code passes them."""
         return self.model_copy(update=changes)
 
+    def document(self) -> dict[str, Any]:
+        """Give it as JSON-able data without empty fields.
+
+        What people name themselves stays though it is empty: a label without a value is a label.
+        """
+        data: dict[str, Any] = _without_empty_fields(self, self.model_dump(mode="json", by_alias=True))
+        return data
+
 
 class ObjectMeta(Model):
     """Kubernetes' ObjectMeta, as far as it is used here.
@@ -142,12 +150,8 @@ class Resource(Model):
         return int(self.metadata.resource_version or 0)
 
     def manifest(self) -> dict[str, Any]:
-        """Give it as JSON-able data without empty fields.
-
-        What people name themselves stays though it is empty: a label without a value is a label.
-        """
-        data: dict[str, Any] = _without_empty_fields(self, self.model_dump(mode="json", by_alias=True))
-        return data
+        """Give it as people are shown it."""
+        return self.document()
 
 
 @cache
