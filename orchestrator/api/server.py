@@ -32,6 +32,7 @@ from orchestrator.api.openapi import OpenApi, is_kubernetes_own
 from orchestrator.api.patching import read_patch
 from orchestrator.api.reading import around, get, page, writer
 from orchestrator.api.reviews import REVIEWS
+from orchestrator.api.sending import LongResponse, compressed
 from orchestrator.api.targets import Parameters, Paths, Target, is_dry_by
 from orchestrator.api.watching import Bounds, Watch, open_watch
 from orchestrator.api.writing import Deletion, Writer
@@ -47,6 +48,8 @@ log = logger(__name__)
 
 _LONG_LIST: Final = 100
 """Lists from here on are written in a thread, so that others are answered meanwhile."""
+_LONG_AT_A_TIME: Final = 8
+"""Of one client: each may be tens of megabytes in this process's memory until its client has read it."""
 _VERBS: Final = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _COUNTED: Final = frozenset({*_VERBS.values(), "list", "watch", "deletecollection"})
 """Verbs as metrics have them; others are what somebody made up."""
@@ -94,6 +97,7 @@ class Server:
         self._timeout_s = config.api_request_timeout
         self._bounds = Bounds(queue=config.api_watch_queue)
         self._watching = Shares(config.api_watches_per_client, "watches")
+        self._long = Shares(_LONG_AT_A_TIME, "long lists")
         self._asking = Shares(config.api_requests_per_client, "requests")
         self._writers = ThreadPoolExecutor(16, thread_name_prefix="write")
         self._listers = ThreadPoolExecutor(2, thread_name_prefix="list")
@@ -138,7 +142,7 @@ class Server:
         if asked.verb == "watch":
             return await self._in_time(self._watch(request, target, parameters, asked.identity))
         with self._asking.one(asked.identity.name):
-            return await self._in_time(self._do(request, asked, target, parameters))
+            return await self._in_time(self._do(request, asked, target, parameters, asked.identity))
 
     async def _review(self, request: Request, identity: Identity) -> Response:
         """Answer what somebody asks about themselves."""
@@ -174,14 +178,16 @@ class Server:
                 f"the request took longer than {self._timeout_s:g} s; what it changes may still come"
             ) from error
 
-    async def _do(self, request: Request, asked: Asked, target: Target, parameters: Parameters) -> Response:
+    async def _do(
+        self, request: Request, asked: Asked, target: Target, parameters: Parameters, identity: Identity
+    ) -> Response:
         match asked.verb:
             case "get":
                 form = self._form(request, target, parameters)
                 entry = await get(self.mirror, target, parameters)
                 return _json(form.one(entry, around(self.mirror, target.api)))
             case "list":
-                return await self._list(request, target, parameters)
+                return await self._list(request, target, parameters, identity)
             case "create" if target.subresource == "eviction":
                 return await self._evict(request, asked, target, parameters)
             case "create" | "update" | "patch":
@@ -192,13 +198,21 @@ class Server:
     def _form(self, request: Request, target: Target, parameters: Parameters) -> Form:
         return choose(target.api, request.headers.get("accept", ""), parameters.text("includeObject"))
 
-    async def _list(self, request: Request, target: Target, parameters: Parameters) -> Response:
+    async def _list(self, request: Request, target: Target, parameters: Parameters, identity: Identity) -> Response:
         form = self._form(request, target, parameters)
         found = await page(self.mirror, target, parameters)
         write = writer(form, found, around(self.mirror, target.api))
         if len(found.entries) < _LONG_LIST:
             return _json(write())
-        return _json(await asyncio.get_running_loop().run_in_executor(self._listers, write))
+        takes = request.headers.get("accept-encoding", "")
+        give_back = self._long.take(identity.name)
+        try:
+            made = asyncio.get_running_loop().run_in_executor(self._listers, lambda: compressed(write(), takes))
+            body, headers = await made
+        except BaseException:
+            give_back()
+            raise
+        return LongResponse(body, headers, piece_s=self._bounds.send_s, on_end=give_back)
 
     async def _watch(self, request: Request, target: Target, parameters: Parameters, identity: Identity) -> Watch:
         give_back = self._watching.take(identity.name)

@@ -30,6 +30,8 @@ from orchestrator.services.herd import Herd
 
 log = logger(__name__)
 
+_STEPS_AT_ONCE = 5
+"""A node that is back is uncordoned, is done, and lets the next one begin, in one round of reconcile."""
 LEASE = timedelta(seconds=60)
 """For so long a hook's claim counts; whoever runs it renews it three times as often."""
 
@@ -187,15 +189,18 @@ def keep_maintenances(ctx: Context, herd: Herd) -> None:
     open_ones = sorted(m.name for m in herd.follower.all(Maintenance) if m.is_open)
     for name in open_ones:
         try:
-            deciding(lambda name=name: _step(ctx, herd, name))  # type: ignore[misc]
+            for _ in range(_STEPS_AT_ONCE):
+                if not deciding(lambda name=name: _step(ctx, herd, name)):  # type: ignore[misc]
+                    break
         except Conflict as error:
             log.warning("a maintenance lost a race too often", maintenance=name, error=str(error))
 
 
-def _step(ctx: Context, herd: Herd, name: str) -> None:
+def _step(ctx: Context, herd: Herd, name: str) -> bool:
+    """Take one step; tells whether something was done that another step may follow from at once."""
     old = ctx.store.find(Maintenance, name)
     if old is None or not old.is_open:
-        return
+        return False
     now = ctx.store.now()
     nodes = {str(key): node for key, node in ctx.store.many(Node, old.spec.nodes).items()}
     known = {str(key): drain for key, drain in ctx.store.many(NodeDrain, old.spec.nodes).items()}
@@ -212,6 +217,7 @@ def _step(ctx: Context, herd: Herd, name: str) -> None:
         _try_cancel(ctx, node, name)
     for node in step.uncordon:
         drains.uncordon(ctx, node, bring_back=spec.bring_back)
+    return bool(step.drain or step.cancel or step.uncordon or step.maintenance.away != old.away)
 
 
 def _drain(ctx: Context, node: str, spec: DrainSpec) -> None:

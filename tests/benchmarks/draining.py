@@ -263,13 +263,16 @@ class _Rolling:
     def look(self) -> None:
         """Look at the maintenance, as reconcile does, and see to its hooks."""
         now = NOW + timedelta(seconds=self.model.now)
-        nodes = {name: self._node(name) for name in self.maintenance.spec.nodes}
-        decided = next_maintenance(self.maintenance, nodes, self.model.drains, lambda *_: "", now)
-        self.maintenance = decided.maintenance
-        for name in decided.drain:
-            self.model.drain(name)
-        for name in decided.uncordon:
-            self.model.uncordon(name)
+        while True:
+            nodes = {name: self._node(name) for name in self.maintenance.spec.nodes}
+            decided = next_maintenance(self.maintenance, nodes, self.model.drains, lambda *_: "", now)
+            self.maintenance = decided.maintenance
+            for name in decided.drain:
+                self.model.drain(name)
+            for name in decided.uncordon:
+                self.model.uncordon(name)
+            if not (decided.drain or decided.uncordon):
+                break
         waiting = {n for n in self.maintenance.spec.nodes if self.maintenance.node(n).stage is NodeStage.WAITING}
         for name, node in self.model.nodes.items():
             if bool(node.taints) != (name in waiting):

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,8 +75,9 @@ def _measure(bench: Bench, store: Store, herd: HerdDirectory, folder: Path, up_s
         memory = Counter(_memory(store))
         evicts = Evicts(store, herd.redis_url)
         evicts.run(bench, WARM_UP, "the first evicts")
-        warm = _memory(store)
+        warm, cpu = _memory(store), _cpu_seconds(herd)
         seconds = evicts.run(bench, OPERATIONS, f"{OPERATIONS:,} evicts")
+        spent = _cpu_seconds(herd)
         left = _memory(store)
         rates.append(workers.rate(TASKS, _THREADS))
     rate, yardstick = OPERATIONS / seconds, sum(rates) / len(rates)
@@ -85,6 +86,9 @@ def _measure(bench: Bench, store: Store, herd: HerdDirectory, folder: Path, up_s
         Figure("evicts, each until it is Completed", rate, "/s", f"{OPERATIONS:,} in {seconds:.1f} s"),
         typical("no-op tasks, as many workers, each until its result is read", rates, "/s"),
         Figure("ratio", rate / yardstick, "x", "aim: at least 0.333"),
+    ]
+    result.tables["CPU time of one evict, by process"] = [
+        Figure(role, (spent[role] - cpu[role]) * 1000 / OPERATIONS, "ms") for role in sorted(spent)
     ]
     result.tables["what is left in Redis"] = [*_of_a_vm(memory), *_of_an_operation(warm, left)]
     result.tables["besides"] = [
@@ -160,6 +164,20 @@ class Evicts:
         operation = change.resource if change is not None and change.type is not ChangeType.DELETED else None
         if isinstance(operation, VirtualMachineOperation) and not operation.is_open:
             self._ended.put(operation)
+
+
+def _cpu_seconds(herd: HerdDirectory) -> dict[str, float]:
+    """Give the CPU time that the herd's processes have used, and this one, by their role."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for member in herd.ask_supervisor(ask="status"):
+        role = str(member["name"]).partition("@")[0].rstrip("-12")
+        found[role] += _cpu_of(int(member["pid"]))
+    return {**found, "(who asks)": sum(os.times()[:2])}
+
+
+def _cpu_of(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

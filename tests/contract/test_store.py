@@ -318,3 +318,57 @@ def lossy(redis_server: RedisServer, store: Store) -> Iterator[tuple[Proxy, Stor
         mine = Store(connect(f"redis://127.0.0.1:{proxy.port}/0"), Settings())
         yield proxy, mine
         mine.close()
+
+
+class TestTryingOut:
+    def test_a_dry_commit_is_checked_and_writes_nothing(self, store: Store) -> None:
+        (node,) = store.must_commit(store.batch().create(a_node("n1")))
+        before = {key: store.redis.dump(key) for key in store.redis.scan_iter() if not key.startswith("request:")}
+        dry = store.dry()
+        batch = dry.batch().create(a_vm("a")).put(node, node.with_(metadata=node.metadata.with_(labels={"a": "b"})))
+        vm, changed = dry.must_commit(batch.effect("SET", "version", 99))
+        assert (vm.metadata.resource_version, changed.version) == ("", node.version)
+        assert changed.metadata.labels == {"a": "b"}
+        after = {key: store.redis.dump(key) for key in store.redis.scan_iter() if not key.startswith("request:")}
+        assert after == before
+        assert store.find(VirtualMachine, "default/a") is None
+
+    def test_what_would_fail_fails(self, store: Store) -> None:
+        (node,) = store.must_commit(store.batch().create(a_node("n1")))
+        dry = store.dry()
+        with pytest.raises(AlreadyExists):
+            dry.commit(dry.batch().create(a_node("n1")))
+        store.must_commit(store.batch().put(node, node.with_(metadata=node.metadata.with_(labels={"a": "b"}))))
+        with pytest.raises(Conflict):
+            dry.commit(dry.batch().delete(node))
+        refused = dry.commit(dry.batch().create(a_vm("a")).check("schedulable", "n2"))
+        assert refused == Refusal("schedulable", "n2")
+
+
+class TestHistory:
+    def test_one_kinds_changes_of_a_while(self, store: Store) -> None:
+        (vm,) = store.must_commit(store.batch().create(a_vm("a")))
+        store.must_commit(store.batch().create(a_node("n1")))
+        (changed,) = store.must_commit(store.batch().put(vm, vm.with_(metadata=vm.metadata.with_(labels={"a": "b"}))))
+        store.must_commit(store.batch().delete(changed))
+        found = store.history(0, 4, VirtualMachine)
+        assert [(change.version, change.type.value) for change in found] == [
+            (1, "ADDED"),
+            (3, "MODIFIED"),
+            (4, "DELETED"),
+        ]
+        assert [change.version for change in store.history(1, 3, VirtualMachine)] == [3]
+        assert store.history(4, 4, VirtualMachine) == []
+
+    def test_what_is_missing_is_told(self, store: Store) -> None:
+        for number in range(5):
+            store.must_commit(store.batch().create(a_node(f"n{number}")))
+        with pytest.raises(VersionExpired):
+            store.history(3, 9, Node)  # this Redis never had it
+        store.redis.xtrim(keys.CHANGES, minid="3-0", approximate=False)
+        with pytest.raises(VersionExpired):
+            store.history(1, 5, Node)
+        assert len(store.history(2, 5, Node)) == 3
+        store.must_commit(store.batch().create(a_node("n9")).effect("SKIP", 2**20))
+        with pytest.raises(VersionExpired):
+            store.history(2, store.version(), Node)

@@ -35,8 +35,13 @@ def test_a_herd_at_work_has_declared_keys_only(store: Store) -> None:
     store.redis.hset(keys.SUSPICIONS, "n2", Suspicion("id", "g", 1).text())
     store.redis.set(keys.taken_over("n3"), "b g")
     store.redis.set(keys.disarm("n1"), "maintenance")
+    store.redis.hset(keys.DISARMED, keys.DISARMED_ALL, "maintenance")
+    store.redis.set(keys.fencing("n1"), "token", px=keys.FENCING_TTL_MS)
+    store.redis.set(keys.bmc_on("n1"), "{}", px=keys.BMC_ON_TTL_MS)
     store.redis.set(keys.wanted("grant"), "1", px=keys.WANTED_TTL_MS)
     store.redis.set(keys.tick("reconcile", 1), "1", ex=20)
+    store.redis.set(keys.REBALANCE_SCAN, "1", px=60_000)
+    store.redis.hincrby(keys.PLACEMENTS, "count", 1)
     old = store.get(VirtualMachineOperation, "default/op")
     store.must_commit(store.batch().put(old, settling(old, "test", kill=True)))
     assert old.status.grant is not None

@@ -1,5 +1,7 @@
 """Get, list and watch over HTTP: one truth, in whatever order things happen, at however many servers."""
 
+import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,6 +82,27 @@ class TestLists:
                 assert first.post("/api/v1/namespaces", json=body).status_code == 201
                 assert f"p-{number}" in names(listed(second, "/api/v1/namespaces"))
 
+    def test_a_copy_that_lags_is_waited_for(self, api: ServedApi, root: httpx.Client) -> None:
+        store = api.mirror.store
+        changes, late = store.changes, threading.Event()
+
+        def slowly(since: int, block_ms: int) -> Any:
+            found = changes(since, block_ms)
+            if found:
+                late.wait(0.3)  # what was read is not in the copy yet
+            return found
+
+        store.changes = slowly
+        create(api.store, a_node("n9"))  # ends the call that is under way, as it was before
+        wait_until(lambda: api.mirror.version == api.store.version(), 10, "it follows")
+        create(api.store, a_vm("a"))
+        assert names(listed(root, VMS, resourceVersion=0)) == []
+        assert names(listed(root, VMS)) == ["a"]
+        (new,) = create(api.store, a_vm("b"))
+        assert names(listed(root, VMS, resourceVersion=new.version)) == ["a", "b"]
+        create(api.store, a_vm("c"))
+        assert root.get(f"{VMS}/c").status_code == 200
+
     def test_namespaces_and_selectors(self, api: ServedApi, root: httpx.Client) -> None:
         elsewhere = a_vm("c").with_(metadata=a_vm("c").metadata.with_(namespace="other"))
         create(api.store, a_vm("a", node="n1"), a_vm("b", node="n2", phase=VmPhase.STOPPED), elsewhere)
@@ -150,6 +173,32 @@ class TestLists:
         nodes = root.get("/api/v1/nodes", headers=TABLE).json()
         vms = [column["name"] for column in nodes["columnDefinitions"]].index("VMS")
         assert nodes["rows"][0]["cells"][vms] == "1"
+
+    def test_long_lists_are_sent_in_pieces_and_compressed(self, api: ServedApi, root: httpx.Client) -> None:
+        create(api.store, *(a_vm(f"vm-{number:03}") for number in range(300)))
+        packed = root.get(VMS)
+        assert packed.headers["content-encoding"] == "gzip"
+        plain = root.get(VMS, headers={"accept-encoding": "identity"})
+        assert "content-encoding" not in plain.headers
+        assert int(packed.headers["content-length"]) < len(plain.content) // 5
+        assert packed.json() == plain.json()
+        assert len(plain.json()["items"]) == 300
+
+    def test_who_reads_nothing_holds_no_more_than_a_few_long_lists(self, api: ServedApi, root: httpx.Client) -> None:
+        create(api.store, *(a_vm(f"vm-{number:04}") for number in range(2_000)))
+        head = f"GET {VMS} HTTP/1.1\r\nHost: x\r\nAuthorization: {root.headers['authorization']}\r\n\r\n"
+        stalled = []
+        for _ in range(8):
+            one = socket.create_connection(("127.0.0.1", api.port))
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.sendall(head.encode())
+            stalled.append(one)
+        wait_until(lambda: root.get(VMS).status_code == 429, 20, "the client has as many as it may")
+        assert api.client("other").get(VMS, params={"limit": 5}).status_code == 200
+        assert root.get(VMS, params={"limit": 5}).status_code == 200
+        for one in stalled:
+            one.close()
+        wait_until(lambda: root.get(VMS).status_code == 200, 20, "its places are free again")
 
     def test_metadata_alone(self, api: ServedApi, root: httpx.Client) -> None:
         create(api.store, a_vm("a"))

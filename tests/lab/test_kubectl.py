@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.resources import VirtualMachineOperation
+from orchestrator.resources import OperationType
 from tests.kubectl import ApiProcess, Kubectl
 from tests.lab import outside
 from tests.lab.herd import LabHerd
@@ -58,8 +58,9 @@ def test_the_migration_guide(herd: LabHerd, kubectl: Kubectl) -> None:
         watch.wait_for("linux-vm", "Running", node)
         shown = [row[1:3] for row in columns("\n".join(watch.lines))[1:]]
         assert shown == [["Running", "h1"], ["Migrating", "h1"], ["Running", node]]
-    header, row = columns(kubectl.ok("get", "vmop"))
+    header, *found = columns(kubectl.ok("get", "vmop"))
     assert header == ["NAME", "PHASE", "PROGRESS", "TYPE", "VIRTUALMACHINE", "AGE"]
+    (row,) = [row for row in found if row[3] == "Evict"]  # beside its start
     assert row[:5] == [name, "Completed", "100%", "Evict", "linux-vm"]
 
     after = guest.wait_ticks(1)
@@ -79,7 +80,7 @@ def test_deleting_an_operation_that_runs_aborts_it(herd: LabHerd, kubectl: Kubec
     guest = herd.lab.guest("linux-vm", address="192.0.2.101", memory_mib=192, dirty_mib_s=120, working_set_mib=64)
     herd.start_guests((guest, "h1"))
     kubectl.ok("create", "-f", "-", stdin=PLATFORM_MANIFEST)
-    (operation,) = herd.cluster.store.all(VirtualMachineOperation)
+    (operation,) = [o for o in herd.cluster.operations() if o.spec.type is OperationType.EVICT]
     phase = "jsonpath={.status.phase}"
     kubectl.ok("wait", "vmop", operation.name, f"--for={phase}=InProgress", "--timeout=60s", timeout=70)
     wait_until(lambda: outside.job(herd.lab.host("h1"), guest), 30, "libvirt's job")
@@ -106,7 +107,7 @@ def test_a_node_is_emptied_and_used_again(herd: LabHerd, kubectl: Kubectl, tmp_p
         drain.wait_for('Eviction triggered evacuation of VMI "default/b"', timeout=30)
         assert drain.ended(150) == 0, "\n".join(drain.lines)
         drain.wait_for("node/h1 drained")
-    made = [o.name for o in herd.cluster.operations()]
+    made = [o.name for o in herd.cluster.operations() if o.spec.type is OperationType.EVICT]
     assert sorted(name.rpartition("-")[0] for name in made) == ["evacuation-a", "evacuation-b"], "each asked for once"
     for guest in (first, second):
         phase, node = placed(kubectl, guest.name)

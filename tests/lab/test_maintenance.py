@@ -11,12 +11,14 @@ import pytest
 
 from orchestrator.resources import NodeDrain, VmPhase
 from orchestrator.resources.drain import DrainPhase
+from tests.kubectl import ApiProcess, Kubectl
 from tests.lab import outside
 from tests.lab.guest import Guest
 from tests.lab.herd import LabHerd
 from tests.lab.lab import Lab
 from tests.lab.observer import DoubleRunObserver, ObservedMigration, stream_migrations
 from tests.lab.test_adoption import define, plain
+from tests.processes import Processes
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(240)
@@ -27,6 +29,14 @@ BALLAST_MIB = 120
 GUIDE = ("--ignore-daemonsets", "--delete-emptydir-data")
 """Flags as the platform's guide to maintenance has them."""
 VM_ONLY = ("--pod-selector", "vm.kubevirt.internal.virtualization.deckhouse.io/name", "--delete-emptydir-data")
+
+
+@pytest.fixture(scope="module")
+def kubectl(module_herd: LabHerd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
+    """Kubectl on an API server that reaches the lab's Redis from outside."""
+    folder = tmp_path_factory.mktemp("api")
+    with Processes(module_herd.redis.url, folder) as processes:
+        yield ApiProcess(processes, folder, module_herd.redis.url).wait_ready().kubectl()
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +75,8 @@ def nodes_of(herd: LabHerd, guests: list[Guest]) -> set[str]:
     return {herd.cluster.vm(guest.name).status.node_name for guest in guests}
 
 
-def test_a_node_of_four_guests_is_drained(herd: LabHerd) -> None:
+@pytest.mark.kubectl
+def test_a_node_of_four_guests_is_drained_by_both_commands(herd: LabHerd, kubectl: Kubectl) -> None:
     guests = four(herd.lab)
     newcomer = herd.lab.blank("newcomer")
     herd.start_guests(*((guest, "h1") for guest in guests))
@@ -89,6 +100,18 @@ def test_a_node_of_four_guests_is_drained(herd: LabHerd) -> None:
         after = guest.wait_ticks(1)
         assert after.boot_id == before[guest.name].boot_id
         assert len(moves_of(herd, guest)) == 1
+
+    herd.vmherd("uncordon", "h1", "--bring-back")
+    wait_until(lambda: drain_of(herd, "h1").status.phase is DrainPhase.RETURNED, 90, "they are back")
+    assert nodes_of(herd, guests) == {"h1"}, drain_of(herd, "h1").status.message
+    with kubectl.beside("drain", "h1", *GUIDE) as second:
+        assert second.ended(120) == 0, "\n".join(second.lines)
+        second.wait_for("node/h1 drained")
+    assert drain_of(herd, "h1").status.phase is DrainPhase.DRAINED, "the same drain, VM by VM"
+    for guest in guests:
+        assert guest.wait_ticks(1).boot_id == before[guest.name].boot_id
+        assert len(moves_of(herd, guest)) == 3
+        outside.assert_runs_once(herd, guest, herd.cluster.vm(guest.name).status.node_name)
 
 
 def test_vms_only_and_the_way_home_while_what_is_not_ours_stays(herd: LabHerd) -> None:
