@@ -25,6 +25,7 @@ _TASKS = {
     "liveness": Task.LIVENESS,
     "housekeeping": Task.HOUSEKEEPING,
     "rebalance": Task.REBALANCE,
+    "power": Task.POWER,
     "capacity": Task.CAPACITY,
 }
 

@@ -12,7 +12,7 @@ CONTROL = "control"
 LIVENESS = "liveness"
 FENCING = "fencing"
 
-TICK_PERIOD_S = {"reconcile": 2, "liveness": 2, "housekeeping": 60, "rebalance": 10, "capacity": 60}
+TICK_PERIOD_S = {"reconcile": 2, "liveness": 1, "housekeeping": 60, "rebalance": 10, "capacity": 60, "power": 20}
 """Beat's ticks and their periods, seconds."""
 
 
@@ -28,6 +28,11 @@ class Task(StrEnum):
     RECONCILE = "vmherd.reconcile"
     HOUSEKEEPING = "vmherd.housekeeping"
     LIVENESS = "vmherd.liveness"
+    FENCE = "vmherd.fence"
+    FAILOVER = "vmherd.failover"
+    POWER = "vmherd.power"
+    READ_POWER = "vmherd.read-power"
+    POWER_ON = "vmherd.power-on"
     REBALANCE = "vmherd.rebalance"
     CAPACITY = "vmherd.capacity"
     EVICT = "vmherd.evict"

@@ -78,6 +78,14 @@ class Settings(BaseSettings):
         takeover_margin: M: how much later than T a lost node may be taken over by its watchdog's deadline, seconds. The
             least that is safe, unless it is set.
         ack_wait: A: how long its peers must have acknowledged that it is suspect before that, seconds. Likewise.
+        redis_failover_wait: Q: how long a Redis that was replaced may still accept writes, seconds. At least its
+            min-replicas-max-lag, one second, and the time until the failover was noticed.
+        max_unhealthy: When more of the members than this look lost, percent, nothing is fenced by itself. A single
+            loss is never held up by it.
+        remove_lost_nodes: Take a node that was fenced out of the herd; it gets its labels, cordon and taints back when
+            it joins again.
+        correlation_labels: Labels that tell of what nodes share, the narrowest first; a loss of all nodes of one value
+            is named as such.
         failsafe: Let the watchdog be fed while Redis is away and more than half of the members say so too. Off, an
             outage of Redis that is longer than `lease_ttl` resets the node. Only on nodes.
         watchdog: `auto` arms `/dev/watchdog0`, or `/dev/watchdog`, where there is one; a path arms that and fails
@@ -159,6 +167,15 @@ class Settings(BaseSettings):
     watchdog_latency: float = LATENCY_S
     takeover_margin: Seconds | None = None
     ack_wait: Seconds | None = None
+    redis_failover_wait: float = Field(15, ge=0)
+    max_unhealthy: int = Field(49, ge=0, le=100)
+    remove_lost_nodes: bool = True
+    correlation_labels: tuple[str, ...] = (
+        "vmherd.dev/switch",
+        "topology.kubernetes.io/rack",
+        "vmherd.dev/rack",
+        "topology.kubernetes.io/zone",
+    )
     failsafe: bool = True
     watchdog: str = "auto"
     watchdog_mode: str = Field("Watchdog", pattern="^(Watchdog|Notify)$")

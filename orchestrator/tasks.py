@@ -19,14 +19,16 @@ from celery import Task as CeleryTask
 from celery.exceptions import Ignore
 
 from orchestrator.celery_app import CeleryMessenger, app
-from orchestrator.errors import RecoveryMode, StoreUnavailable, VmherdError
+from orchestrator.errors import Conflict, RecoveryMode, StoreUnavailable, VmherdError
 from orchestrator.logs import logger
-from orchestrator.queues import CONTROL, LIVENESS, Task
+from orchestrator.queues import CONTROL, FENCING, LIVENESS, Task
 from orchestrator.resources import DEFAULT_NAMESPACE, OperationType
 from orchestrator.resources.vmop import CELERY_TASK_ANNOTATION, MigrateTo
 from orchestrator.services import capacity, rebalancing
 from orchestrator.services.agents import AgentWatch
 from orchestrator.services.context import Context
+from orchestrator.services.failover import recover_node
+from orchestrator.services.fencing import Tools, default_tools, power_on_again, read_power, read_powers, run_fencing
 from orchestrator.services.firmware import keep_firmware
 from orchestrator.services.granting import grant_pending
 from orchestrator.services.herd import Herd
@@ -122,6 +124,62 @@ def liveness() -> None:
             watch.scan()
     except StoreUnavailable as error:
         log.warning("liveness: no store", error=str(error))
+
+
+@cache
+def tools() -> Tools:
+    """Give what reaches out of the herd from this process."""
+    return default_tools()
+
+
+@app.task(name=Task.FENCE.value, queue=FENCING)
+def fence(node: str) -> str:
+    """Seek evidence about a lost node."""
+    try:
+        return run_fencing(context(), tools(), node)
+    except (StoreUnavailable, Conflict) as error:
+        log.warning("fencing: tried again", node=node, error=str(error))
+        return str(error)
+
+
+@app.task(name=Task.FAILOVER.value, queue=FENCING)
+def failover(node: str) -> bool:
+    """Have the VMs of a fenced node started elsewhere."""
+    try:
+        return recover_node(context(), herd(), node)
+    except (StoreUnavailable, RecoveryMode) as error:
+        log.warning("failover left to reconcile", node=node, error=str(error))
+        return False
+
+
+@app.task(name=Task.POWER.value, queue=FENCING)
+def power() -> int:
+    """Have all BMCs read."""
+    try:
+        return read_powers(context())
+    except StoreUnavailable as error:
+        log.warning("power: no store", error=str(error))
+        return 0
+
+
+@app.task(name=Task.READ_POWER.value, queue=FENCING)
+def read_one_power(node: str) -> str:
+    """Read one BMC while its node lives."""
+    try:
+        return read_power(context(), tools(), node)
+    except (StoreUnavailable, Conflict) as error:
+        log.warning("power not read", node=node, error=str(error))
+        return str(error)
+
+
+@app.task(name=Task.POWER_ON.value, queue=FENCING)
+def power_on(node: str) -> str:
+    """Power a recovered node on again."""
+    try:
+        return power_on_again(context(), tools(), node)
+    except (StoreUnavailable, Conflict) as error:
+        log.warning("not powered on", node=node, error=str(error))
+        return str(error)
 
 
 def _enqueue(task: "CeleryTask[Any, Any]", vm: str, kind: OperationType, namespace: str, to: MigrateTo | None) -> None:

@@ -100,6 +100,9 @@ missing_packages() { # prints Debian's names of what is missing, one a line
         need iproute2 has ip
         need busybox-static is_busybox_static
         need cpio has cpio
+        need openipmi has ipmi_sim
+        need ipmitool has ipmitool
+        need fence-agents has fence_ipmilan
         need xz-utils has xz # Debian's and Ubuntu's kernel modules are compressed with one or the other
         need zstd has zstd
         need e2fsprogs has mkfs.ext4 # the guest with a watchdog

@@ -65,6 +65,8 @@ COMMANDS = {
     "maintain": Place("maintain", "maintain"),
     "maintenance": Place("maintain", "maintenance"),
     "node": Place("nodes", "node"),
+    "fence": Place("fence", "fence"),
+    "failover": Place("fence", "failover"),
     "rebalance": Place("rebalance", "rebalance", "REBALANCE_EXAMPLES"),
     "explain": Place("rebalance", "explain", "EXPLAIN_EXAMPLE"),
     "plan": Place("rebalance", "plan"),

@@ -20,6 +20,8 @@ run = typer.Typer(help="Run one of the herd's processes in the foreground.", no_
 
 _QUIET = ("--without-gossip", "--without-mingle", "-E", "--loglevel", "WARNING")
 _CONTROL_THREADS = 4
+_FENCING_THREADS = 8
+"""Each may wait for a BMC for as long as its timeout."""
 _FLOWER_COLUMNS = "name,args,state,worker,received,started,runtime,result,uuid"
 """Of its list of tasks: `args` begins with the VM and the operation, and is not among its own defaults."""
 
@@ -66,7 +68,7 @@ def liveness() -> None:
 @run.command(epilog="Example: vmherd run fencing")
 def fencing() -> None:
     """Fence lost nodes. Run two."""
-    _control_worker("fencing", FENCING, 2)
+    _control_worker("fencing", FENCING, _FENCING_THREADS)
 
 
 @run.command(epilog="Example: vmherd run intake")

@@ -36,8 +36,8 @@ _BETWEEN_NODES_S: Final = 0.05
 """Hundreds of processes that begin at once would starve those that are up."""
 _ROLES: Final = ("migrate", "lifecycle")
 _CONTROL_PLANE: Final = (
-    *(("control-1", "control"), ("control-2", "control"), ("liveness", "liveness"), ("intake", "intake")),
-    *(("beat-1", "beat"), ("beat-2", "beat")),
+    *(("control-1", "control"), ("control-2", "control"), ("liveness", "liveness"), ("fencing", "fencing")),
+    *(("intake", "intake"), ("beat-1", "beat"), ("beat-2", "beat")),
 )
 _REDIS_CONF: Final = """\
 port 0

@@ -99,6 +99,8 @@ class _Evening:
             float(used[board.open].sum() / max(float(whole[board.open].sum()), 1.0))
             for used, whole in zip(self._used(), self._whole, strict=True)
         )
+        self._distances = (np.zeros(len(board.names)), np.zeros(len(board.names)))
+        self._measure(list(range(len(board.names))))
         self._deadband = policy.deadband_percent / 100
         self._exhausted = np.zeros(len(board.names), dtype=np.bool_)
         self._is_better = True
@@ -125,23 +127,23 @@ class _Evening:
         self._left += int(target == self._origin[number]) - int(source == self._origin[number])
         self._table.move(number, target)
         self._at[number] = target
+        self._measure([source, target])
         self._exhausted[[source, target]] = False
         self._is_better = True
 
     def _used(self) -> tuple[Ints, Ints]:
         return self._table.board.cpu_used_millicores, self._table.board.memory_used_mib
 
-    def _distances(self) -> tuple[Floats, Floats]:
-        cpu, memory = (
-            used / whole - ideal for used, whole, ideal in zip(self._used(), self._whole, self._ideal, strict=True)
-        )
-        return cpu, memory
+    def _measure(self, nodes: list[int]) -> None:
+        """Measure anew how far some nodes are from the herd's own share."""
+        for distance, used, whole, ideal in zip(self._distances, self._used(), self._whole, self._ideal, strict=True):
+            distance[nodes] = used[nodes] / whole[nodes] - ideal
 
     def _fullest(self) -> int | None:
         """Give the node furthest above the mean that may have a move left."""
         above = [
             np.where(distance > self._deadband, distance, 0.0) * weight
-            for distance, weight in zip(self._distances(), self._weights, strict=True)
+            for distance, weight in zip(self._distances, self._weights, strict=True)
         ]
         height = np.where(self._table.board.open & ~self._exhausted, above[0] + above[1], 0.0)
         node = int(np.argmax(height))
@@ -172,7 +174,7 @@ class _Evening:
 
     def _heights(self, source: int) -> Floats:
         """Give how full the nodes are that something may move to; others are infinitely high."""
-        cpu, memory = self._distances()
+        cpu, memory = self._distances
         heights = np.where(self._table.board.open, self._weights[0] * cpu + self._weights[1] * memory, np.inf)
         heights[source] = np.inf
         return heights
@@ -182,7 +184,7 @@ class _Evening:
         table = self._table
         gain = np.zeros((len(numbers), len(nodes)))
         amounts = (table.cpu[numbers], table.memory[numbers])
-        for weight, whole, distance, amount in zip(self._weights, self._whole, self._distances(), amounts, strict=True):
+        for weight, whole, distance, amount in zip(self._weights, self._whole, self._distances, amounts, strict=True):
             out, into = amount / whole[source], amount[:, None] / whole[None, nodes]
             left = distance[source] ** 2 - (distance[source] - out) ** 2
             gain += weight * (left[:, None] - into * (2 * distance[None, nodes] + into))
@@ -233,7 +235,7 @@ class _Evening:
         gain = np.zeros((len(numbers), len(others)))
         amounts = ((table.cpu[numbers], table.cpu[others]), (table.memory[numbers], table.memory[others]))
         for weight, whole, distance, (mine, its) in zip(
-            self._weights, self._whole, self._distances(), amounts, strict=True
+            self._weights, self._whole, self._distances, amounts, strict=True
         ):
             out = (mine[:, None] - its[None, :]) / whole[source]
             into = (mine[:, None] - its[None, :]) / whole[target]

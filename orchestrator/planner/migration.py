@@ -237,7 +237,11 @@ def _decide_start(work: _Work, operation: VirtualMachineOperation, vm: VirtualMa
         return waiting
     if why := class_obstacle(vm, work.snapshot.class_of(vm)):
         return Wait(operation, Reason.TARGET_UNSCHEDULABLE, why)
-    choice = choose_node(work.nodes, _demand(work, operation, vm))
+    demand = _demand(work, operation, vm)
+    choice = choose_node(work.nodes, demand)
+    if operation.status.planned and not demand.node_name:  # placed with others; anywhere, once that fits no more
+        planned = choose_node(work.nodes, replace(demand, node_name=operation.status.planned))
+        choice = planned if planned.node is not None or planned.full else choice
     if choice.node is None and choice.full:
         return Wait(operation, Reason.NOT_READY, "waits for a node that fits: each starts as many as it may at a time")
     if choice.node is None:

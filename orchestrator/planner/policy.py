@@ -18,10 +18,10 @@ STEADY_AFTER = timedelta(minutes=10)
 
 CRASHED, DESTROYED, STOPPED_BY_NODE = "Crashed", "Destroyed", "StoppedByNode"
 POWERED_OFF, STOPPED_BY_OPERATION = "GuestPoweredOff", "StoppedByOperation"
-RESTARTING, START_FAILED = "Restarting", "StartFailed"
+RESTARTING, START_FAILED, NODE_FENCED = "Restarting", "StartFailed", "NodeFenced"
 """Reasons of the condition Running, once it is False."""
 
-_NOT_BY_HAND = frozenset({CRASHED, DESTROYED, STOPPED_BY_NODE, RESTARTING, START_FAILED})
+_NOT_BY_HAND = frozenset({CRASHED, DESTROYED, STOPPED_BY_NODE, RESTARTING, START_FAILED, NODE_FENCED})
 _FAILURES = frozenset({CRASHED, DESTROYED, POWERED_OFF, START_FAILED})
 """What counts for the back-off. A node's own doing does not: the VM is started elsewhere, or when its node is back."""
 

@@ -67,12 +67,13 @@ class Righting:
             return
         self._repair()
         while not self._is_full():
+            before = len(self._steps)
             sent_mib = sum(self.table.pieces[step.number].cost_mib for step in self._steps)
             left_mib = max(self._policy.max_gib * 1024 - sent_mib, 0)
-            found = even_out(self.table, self._policy, self._policy.max_moves + 1 - len(self._steps), left_mib)
+            found = even_out(self.table, self._policy, self._policy.max_moves + 1 - before, left_mib)
             self._steps += [Step(step.number, step.source, step.target, Cause.EVENNESS) for step in found]
             self._put_right()  # what evening out leaves: it takes off peaks by itself, and with them most of the load
-            if not found:
+            if len(self._steps) == before:
                 return
 
     def taken_back(self) -> list[Step]:

@@ -59,17 +59,21 @@ class Settled:
 
 
 def settle_migration(  # noqa: C901, PLR0912 - a table, one row a branch
-    source: Reading, target: Reading, *, target_ran: bool = False
+    source: Reading, target: Reading, *, target_ran: bool = False, source_fenced: bool = False
 ) -> Settled:
     """Decide what a migration came to.
 
     Args:
         source: Read from the source's hypervisor after the operation's call had ended, or its holder was killed.
         target: Likewise from the target's.
-        target_ran: Whether the target reported, under this grant, that its copy ran.
+        target_ran: Whether the target reported, under this grant, that its copy ran; or may have, and was fenced.
+        source_fenced: Whether the source's reading is evidence that it runs nothing: what has not arrived never will.
     """
     s, t = _state(source), _state(target)
     pair = f"source {s or 'absent'}, target {t or 'absent'}"
+    if source_fenced and not s and t in {INCOMING, POSTCOPY, POSTCOPY_FAILED}:
+        why = f"{pair}: the source was fenced before the guest had arrived; clean the target"
+        return Settled(Verdict.REPAIR, why, expect=(INCOMING, POSTCOPY, POSTCOPY_FAILED), confirm=True)
     if POSTCOPY_FAILED in {s, t} or (s == POSTCOPY and not source.job):
         return Settled(Verdict.PERSON, f"{pair}: post-copy failed; the guest is split between both hosts")
     match s, t:

@@ -4,6 +4,7 @@ from orchestrator.resources.access_token import AccessToken, Role
 from orchestrator.resources.domain_xml import RenderHost, render_domain
 from orchestrator.resources.drain import NodeDrain
 from orchestrator.resources.event import Event, event_about
+from orchestrator.resources.fencing import NodeFencing
 from orchestrator.resources.grant import Action, Grant, GrantState, NodeGrant, Order, OrderKind, Reading, Settlement
 from orchestrator.resources.maintenance import Maintenance
 from orchestrator.resources.meta import (
@@ -35,6 +36,7 @@ KINDS: dict[str, type[Resource]] = {
         Node,
         NodeInventory,
         NodeDrain,
+        NodeFencing,
         Namespace,
         Maintenance,
         Event,
@@ -58,6 +60,7 @@ __all__ = [
     "Namespace",
     "Node",
     "NodeDrain",
+    "NodeFencing",
     "NodeGrant",
     "NodeInventory",
     "ObjectMeta",

@@ -173,6 +173,7 @@ class OperationStatus(Model):
         target_node: Where the VM is to run.
         attempts: Grants so far, this one included.
         not_before: No new grant before this instant (back-off after a failed attempt).
+        planned: Where it goes with others that are placed together, if that still fits when its turn comes.
         avoid: Targets on which an attempt failed; used again only when nothing else is left.
         unschedulable_since: Since when no node fits.
         questions: What nodes are being asked before it is granted.
@@ -191,6 +192,7 @@ class OperationStatus(Model):
     target_node: str = ""
     attempts: int = 0
     not_before: Timestamp | None = None
+    planned: str = ""
     avoid: tuple[str, ...] = ()
     unschedulable_since: Timestamp | None = None
     questions: Questions | None = None

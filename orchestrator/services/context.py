@@ -51,10 +51,12 @@ class Clock:
     Attributes:
         now: The time of day: for people, never for a decision over shared state (that is Redis's own time).
         monotonic: Seconds since some moment, never set back.
+        sleep: Lets so many seconds pass.
     """
 
     now: Callable[[], datetime] = _utc_now
     monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
 
 
 @dataclass(frozen=True, slots=True)

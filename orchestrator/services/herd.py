@@ -19,6 +19,7 @@ from orchestrator.resources import (
     Maintenance,
     Node,
     NodeDrain,
+    NodeFencing,
     NodeInventory,
     VirtualMachine,
     VirtualMachineClass,
@@ -32,7 +33,16 @@ from orchestrator.store.follower import Follower
 
 YET_TO_COME = Taint(key="vmherd.dev/maintenance-to-come", effect=TaintEffect.PREFER_NO_SCHEDULE)
 """Of a node that a rolling maintenance has not reached: others are preferred. On no document."""
-KINDS = (Node, NodeDrain, Maintenance, NodeInventory, VirtualMachine, VirtualMachineClass, VirtualMachineOperation)
+KINDS = (
+    Node,
+    NodeDrain,
+    NodeFencing,
+    Maintenance,
+    NodeInventory,
+    VirtualMachine,
+    VirtualMachineClass,
+    VirtualMachineOperation,
+)
 
 
 class Herd:

@@ -27,7 +27,7 @@ from orchestrator.resources import (
 )
 from orchestrator.resources.cpu import NodeCpu
 from orchestrator.resources.node import HYPERVISOR_LABEL, Capacity, HypervisorInfo
-from orchestrator.services import adoption_orders, migrations, preflight, settling
+from orchestrator.services import adoption_orders, migrations, preflight, returning, settling
 from orchestrator.services.context import Context, add_notes
 from orchestrator.store import Batch, keys
 from orchestrator.store.connection import redis_errors
@@ -60,7 +60,10 @@ def take_listing(ctx: Context, batch: Batch, node: str, report: Report, at: date
         What it came to. What says nothing new is not committed: a herd at rest wakes no watcher.
     """
     body = report.body
-    _take_host(ctx, batch, node, body, at)
+    is_admitted, returned = returning.admit(ctx, batch, node, body, at)
+    if not is_admitted:
+        return Seen()
+    _take_host(ctx, batch, node, body, at, returned)
     old = ctx.store.find(NodeInventory, node)
     before = old.domains if old else {}
     began = int(body["began"])
@@ -116,7 +119,7 @@ def take_listing(ctx: Context, batch: Batch, node: str, report: Report, at: date
 def take_domain(ctx: Context, batch: Batch, node: str, report: Report, at: datetime) -> Seen:
     """Take the report on one domain: a reading, or how it went."""
     old = ctx.store.find(NodeInventory, node)
-    if old is None:
+    if old is None or returning.is_away(ctx, node):
         return Seen()  # no listing yet: it will tell
     body = report.body
     uuid = str(body["uuid"])
@@ -228,11 +231,15 @@ def _ready(conditions: tuple[Condition, ...]) -> Condition:
     return Condition(type="Ready", status="True", reason="NodeReady", message="lease renewed, hypervisor answers")
 
 
-def _take_host(ctx: Context, batch: Batch, node: str, body: dict[str, Any], at: datetime) -> None:
+def _take_host(
+    ctx: Context, batch: Batch, node: str, body: dict[str, Any], at: datetime, returned: Node | None
+) -> None:
     old = ctx.store.find(Node, node)
     facts = body["host"]
     labels = {"kubernetes.io/hostname": node}
-    named = old or Node(metadata=new_metadata(ObjectMeta(name=node, labels=labels), namespaced=False, now=at))
+    named = (
+        old or returned or Node(metadata=new_metadata(ObjectMeta(name=node, labels=labels), namespaced=False, now=at))
+    )
     new = named.with_status(
         capacity=Capacity(cpu=facts["cpus"], memory_mib=facts["memory_mib"]),
         hypervisor=HypervisorInfo(

@@ -1,49 +1,71 @@
-"""Which nodes are Ready: their leases, read in one round trip.
+"""Liveness: all leases in one round trip; who is lost, whether that may be acted upon, and watchdogs' deadlines.
 
-A lease is fresh while its sequence goes on. Two clocks must agree that it stopped: Redis's own, by which the lease was
-stamped, and this worker's monotonic one, which counts from when this worker first read that sequence. So neither a step
-of Redis's clock nor a pause of this worker makes a node look lost. A restarted worker begins anew.
+One object a process. What it knows of time it has read itself, by its own monotonic clock, from the Redis that still
+answers: after whatever came between (`planner.liveness.interruption`) it begins anew, and so does a worker that was
+restarted. Several may run: each counts for itself, and commits are made against what was read.
 
-Nothing is fenced or restarted from here.
+Here stand rules 6, 7, 9 and 11 of TAKEOVER.md as far as they need a clock; what needs one moment only is checked in the
+commit itself (`services.takeover`). Nothing is restarted from here: evidence is, by `services.failover`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
+from uuid import uuid4
 
-from pydantic import BaseModel
-
-from orchestrator.resources import Condition, Node
+from orchestrator.lease import Lease, Membership, StoredLease, Suspicion, read_lease, read_membership, read_suspicion
+from orchestrator.logs import logger
+from orchestrator.planner.liveness import (
+    Act,
+    Ballot,
+    Circumstances,
+    Glance,
+    Judgement,
+    Lost,
+    Watched,
+    correlation,
+    deadline_obstacle,
+    interruption,
+    judge,
+    may_suspect,
+    votes,
+)
+from orchestrator.queues import FENCING, Message, Task
+from orchestrator.resources import Condition, Node, NodeFencing
+from orchestrator.resources.fencing import FenceLevel, FencePhase, is_enabled_by_label
+from orchestrator.services import fencing
 from orchestrator.services.context import Context, deciding, wake_grant
 from orchestrator.services.herd import Herd
 from orchestrator.services.inventory import put_node
-from orchestrator.store import keys
+from orchestrator.services.takeover import Vote, commit_evidence
+from orchestrator.store import Refusal, keys
 from orchestrator.store.connection import redis_errors
 
-MARGIN_S = 1.0
+log = logger(__name__)
 
-
-class _Lease(BaseModel):
-    """What is read of a lease; a node may write more into it."""
-
-    generation: str
-    sequence: int
-    renewed_ms: int
-
-
-def _read_lease(text: str | None) -> _Lease | None:
-    """Read a lease; one that can't be read is that node's trouble alone, and as good as none."""
-    try:
-        return None if text is None else _Lease.model_validate_json(text)
-    except ValueError:
-        return None
+_ASK_AGAIN_S = 10.0
+"""A fencing that gave no evidence is tried again after this long."""
 
 
 @dataclass(slots=True)
 class _Read:
-    """A lease as this worker read it: since when (monotonic) it shows this sequence."""
+    """Something as this worker read it: since when (monotonic) it is as it is."""
 
-    identity: tuple[str, int]
+    value: object
     since: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What one round trip showed."""
+
+    glance: Glance
+    leases: Mapping[str, StoredLease | None]
+    agents: Mapping[str, str]
+    membership: Membership
+    suspicions: Mapping[str, Suspicion]
+    disarmed: Mapping[str, str]
+    may_lose_writes: bool
 
 
 class Liveness:
@@ -52,52 +74,249 @@ class Liveness:
     def __init__(self, ctx: Context, herd: Herd) -> None:
         self.ctx = ctx
         self.herd = herd
-        self._read: dict[str, _Read] = {}
-        self._run_id = ""
+        self._glance: Glance | None = None
+        self._leases: dict[str, _Read] = {}
+        self._agents: dict[str, _Read] = {}
+        self._ballots: dict[str, _Read] = {}
+        self._asked_at: dict[str, float] = {}
+        self._quiet_since = 0.0
+        self._wait_more_s = 0.0
+        self._majority_since: float | None = None
 
     def scan(self) -> None:
-        """Read all leases and write the condition LeaseFresh where it changed."""
-        run_id = self.ctx.store.run_id()
-        if run_id != self._run_id:
-            # An outage of Redis stops all renewals: every node gets its whole lease again.
-            self._run_id = run_id
-            self._read.clear()
-        nodes = sorted(self.herd.follower.all(Node), key=lambda node: node.name)
-        leases, redis_ms = self._load([node.name for node in nodes])
-        clock = self.ctx.clock.monotonic()
-        for node, lease in zip(nodes, leases, strict=True):
-            fresh, message = self._judge(node.name, lease, redis_ms, clock)
-            shown = next((c for c in node.status.conditions if c.type == "LeaseFresh"), None)
-            if fresh is not None and (shown is None or (shown.status == "True") != fresh):
-                self._write(node.name, fresh=fresh, message=message)
-        for gone in self._read.keys() - {node.name for node in nodes}:
-            del self._read[gone]
+        """Look at all leases once, and act on what they show."""
+        nodes = {node.name: node for node in self.herd.follower.all(Node)}
+        seen = self._look(sorted(nodes))
+        self._note_interruption(seen)
+        firsts = self._note_readings(seen)
+        clock = seen.glance.clock
+        watched = {name: self._watched(name, seen, clock) for name in nodes if name not in firsts}
+        ttl = self.ctx.config.lease_ttl
+        lost = {name for name, w in watched.items() if w.is_expired(ttl)}
+        members = seen.membership.members.keys() or nodes.keys()
+        fresh = sum(name in watched and name not in lost for name in members)
+        if 2 * fresh <= len(members):
+            self._majority_since = None
+        elif self._majority_since is None:
+            self._majority_since = seen.glance.read_at
+        for name, node in sorted(nodes.items()):
+            if name not in firsts:
+                self._show(node, watched[name], is_lost=name in lost, seen=seen)
+        labels = {name: node.metadata.labels for name, node in nodes.items()}
+        herd = Circumstances(
+            members=len(members),
+            lost=len(lost),
+            quiet_s=clock - self._quiet_since,
+            wait_more_s=self._wait_more_s,
+            max_unhealthy=self.ctx.config.max_unhealthy,
+            correlated=correlation(lost, labels, self.ctx.config.correlation_labels),
+        )
+        for name in sorted(lost):
+            self._act(nodes[name], watched[name], herd, seen)
 
-    def _load(self, names: list[str]) -> tuple[list[_Lease | None], int]:
-        with redis_errors(self.ctx.store.redis):
-            pipe = self.ctx.store.redis.pipeline(transaction=False)
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def _look(self, names: list[str]) -> _Seen:
+        clock = self.ctx.clock.monotonic()
+        redis = self.ctx.store.redis
+        with redis_errors(redis):
+            pipe = redis.pipeline(transaction=False)
             pipe.time()
+            pipe.info("server")
+            pipe.info("replication")
+            pipe.get(keys.MEMBERSHIP)
+            pipe.hgetall(keys.SUSPICIONS)
+            pipe.hgetall(keys.DISARMED)
             if names:
                 pipe.mget([keys.lease(name) for name in names])
+                pipe.mget([keys.agent(name) for name in names])
             answer = pipe.execute()
+        read_at = self.ctx.clock.monotonic()
         seconds, micros = cast("tuple[int, int]", answer[0])
-        values = cast("list[str | None]", answer[1]) if names else []
-        return [_read_lease(value) for value in values], seconds * 1000 + micros // 1000
+        server, replication = cast("dict[str, object]", answer[1]), cast("dict[str, object]", answer[2])
+        glance = Glance(
+            str(server["run_id"]), str(replication["master_replid"]), seconds + micros / 1e6, clock, read_at
+        )
+        texts = cast("list[str | None]", answer[6]) if names else []
+        signs = cast("list[str | None]", answer[7]) if names else []
+        return _Seen(
+            glance,
+            {name: read_lease(text) for name, text in zip(names, texts, strict=True)},
+            {name: sign or "" for name, sign in zip(names, signs, strict=True)},
+            read_membership(cast("str | None", answer[3])),
+            {name: read_suspicion(text) for name, text in cast("dict[str, str]", answer[4]).items()},
+            cast("dict[str, str]", answer[5]),
+            # Rule 9: a replicated Redis that does not wait for its replicas may go on alone for ever.
+            int(cast("int", replication.get("connected_slaves", 0))) > 0
+            and "min_slaves_good_slaves" not in replication,
+        )
 
-    def _judge(self, name: str, lease: _Lease | None, redis_ms: int, clock: float) -> tuple[bool | None, str]:
-        """Say whether a lease is fresh; None while that is not known."""
-        ttl = self.ctx.config.lease_ttl
-        identity = (lease.generation, lease.sequence) if lease else ("", 0)
-        read = self._read.get(name)
-        if read is None or read.identity != identity:
-            is_first = read is None
-            self._read[name] = _Read(identity, clock)
-            return (None if is_first or lease is None else True), ""
-        unchanged = clock - read.since
-        by_redis = (redis_ms - lease.renewed_ms) / 1000 if lease else unchanged
-        if unchanged > ttl + MARGIN_S and by_redis > ttl:
-            return False, f"its lease was not renewed for {unchanged:.0f} s"
-        return None, ""
+    def _note_interruption(self, seen: _Seen) -> None:
+        why = interruption(self._glance, seen.glance)
+        failed_over = self._glance is not None and self._glance.replication_id != seen.glance.replication_id
+        was_redis = self._glance is not None and (failed_over or self._glance.run_id != seen.glance.run_id)
+        self._glance = seen.glance
+        if not why:
+            return
+        log.info("liveness begins anew", why=why)
+        for read in (self._leases, self._agents, self._ballots):
+            read.clear()
+        self._quiet_since, self._majority_since = seen.glance.read_at, None
+        self._wait_more_s = self.ctx.config.redis_failover_wait if failed_over else 0.0
+        if was_redis and seen.suspicions:  # rule 9: acknowledgements of before count for nothing
+            batch = self.ctx.store.batch().effect("DEL", keys.SUSPICIONS)
+            batch.tell("suspicions are void", why=why, nodes=sorted(seen.suspicions))
+            self.ctx.store.must_commit(batch)
+
+    def _note_readings(self, seen: _Seen) -> set[str]:
+        """Note since when leases and signs of life are as they are.
+
+        Returns:
+            Members that were read for the first time: nothing is known of them yet.
+        """
+        firsts = set()
+        for name, stored in seen.leases.items():
+            identity = stored.lease.identity if stored is not None else ("", 0)
+            if name not in self._leases:
+                firsts.add(name)
+            _note(self._leases, name, identity, seen.glance.read_at)
+            _note(self._agents, name, seen.agents[name], seen.glance.read_at)
+        for gone in self._leases.keys() - seen.leases.keys():
+            for read in (self._leases, self._agents, self._ballots):
+                read.pop(gone, None)
+            self._asked_at.pop(gone, None)
+        return firsts
+
+    def _watched(self, name: str, seen: _Seen, clock: float) -> Watched:
+        stored, unchanged = seen.leases[name], clock - self._leases[name].since
+        age = seen.glance.redis_s - stored.renewed_ms / 1000 if stored is not None else unchanged
+        return Watched(name, stored.lease if stored is not None else None, unchanged, age)
+
+    # --- acting -----------------------------------------------------------------------------------------------------
+
+    def _show(self, node: Node, watched: Watched, *, is_lost: bool, seen: _Seen) -> None:
+        """Write the condition LeaseFresh where it changed, and end a fencing whose node renewed."""
+        shown = next((c for c in node.status.conditions if c.type == "LeaseFresh"), None)
+        if watched.unchanged_s <= 0 and watched.lease is not None:  # it was renewed since the scan before
+            if shown is None or shown.status != "True":
+                self._write(node.name, fresh=True, message="")
+            found = self.herd.follower.get(NodeFencing, node.name)
+            if found is not None and found.status.phase is not FencePhase.IDLE:
+                fencing.end_renewed(self.ctx, node.name, watched.lease)
+            if node.name in seen.suspicions:
+                self._withdraw(node.name, seen.suspicions[node.name])
+        elif is_lost and (shown is None or shown.status == "True"):
+            self._write(node.name, fresh=False, message=f"its lease was not renewed for {watched.unchanged_s:.0f} s")
+
+    def _act(self, node: Node, watched: Watched, herd: Circumstances, seen: _Seen) -> None:
+        found = self.herd.follower.get(NodeFencing, node.name)
+        if found is not None and found.status.phase.has_evidence:
+            return
+        name, lease = node.name, watched.lease
+        timing = lease.timing if lease is not None else self.ctx.config.timing
+        margin = max(timing.margin, self.ctx.config.takeover_margin or 0)
+        lost = self._lost(node, watched, found, seen)
+        judgement = judge(lost, herd, timing, margin)
+        if judgement.act is Act.FENCE and self._is_alive_otherwise(watched):
+            message = "its heartbeat is dead, and its agent lives: it is not fenced"
+            judgement = Judgement(Act.NOT_READY, "AgentAlive", message)
+        is_open = found is not None and found.status.phase.is_open
+        if is_open and judgement.reason == "AfterInterruption":
+            return  # it goes on when its time has come again
+        if judgement.act is not Act.FENCE and not (is_open and judgement.reason == "FailoverDisarmed"):
+            if not lost.is_witness:
+                is_telling = not (judgement.act is Act.NOT_READY and lost.is_empty)
+                fencing.say_suspect(self.ctx, name, judgement, lease, is_telling=is_telling)
+            return
+        if not is_open:
+            fencing.begin(self.ctx, name, judgement.message, lease)
+        if self._is_due(name, seen.glance.clock):
+            self.ctx.messenger.send(Message(Task.FENCE, FENCING, (name,)))
+        wait_s = timing.lease_ttl + margin + herd.wait_more_s
+        self._seek_deadline(watched, seen, herd, margin=margin, wait_s=wait_s)
+
+    def _lost(self, node: Node, watched: Watched, found: NodeFencing | None, seen: _Seen) -> Lost:
+        labels = node.metadata.labels
+        return Lost(
+            watched,
+            is_witness=node.spec.witness,
+            is_cordoned=node.spec.unschedulable or node.is_shutting_down,
+            is_empty=not self.herd.follower.index.get(keys.claims(node.name)),
+            is_enabled=found.is_enabled(labels) if found is not None else is_enabled_by_label(labels),
+            disarmed=seen.disarmed.get(keys.DISARMED_ALL, "") or seen.disarmed.get(node.name, ""),
+        )
+
+    def _is_alive_otherwise(self, watched: Watched) -> bool:
+        """Whether a node without a watchdog has given a sign of life, though its heartbeat is dead."""
+        if watched.lease is None or watched.lease.armed:
+            return False
+        silent_s = self._leases[watched.name].since + watched.unchanged_s - self._agents[watched.name].since
+        return bool(self._agents[watched.name].value) and silent_s < watched.lease.timing.lease_ttl / 2
+
+    def _is_due(self, name: str, clock: float) -> bool:
+        if clock - self._asked_at.get(name, float("-inf")) < _ASK_AGAIN_S:
+            return False
+        self._asked_at[name] = clock
+        return True
+
+    def _seek_deadline(
+        self, watched: Watched, seen: _Seen, herd: Circumstances, *, margin: float, wait_s: float
+    ) -> None:
+        """Suspect it (rule 6), watch the vote, and take it over once its watchdog's deadline has passed (rule 7)."""
+        name, lease = watched.name, watched.lease
+        if lease is None or not lease.armed or seen.may_lose_writes:
+            return
+        clock = seen.glance.clock
+        majority_s = clock - self._majority_since if self._majority_since is not None else 0.0
+        suspicion = seen.suspicions.get(name)
+        if suspicion is not None and (suspicion.generation, suspicion.sequence) != lease.identity:
+            self._withdraw(name, suspicion)
+            suspicion = None
+        if suspicion is None and lease.failsafe:
+            if may_suspect(watched, majority_fresh_s=majority_s, quiet_s=herd.quiet_s, wait_s=wait_s):
+                self._suspect(name, lease)
+            return
+        ballot = self._ballot(name, suspicion, seen)
+        ack_wait = max(lease.timing.ack_wait, self.ctx.config.ack_wait or 0)
+        reason, _ = deadline_obstacle(watched, ballot, seen.membership, margin=margin, ack_wait=ack_wait)
+        if reason:
+            return
+        found = self.ctx.store.find(NodeFencing, name)
+        if found is None or not found.status.phase.is_open:
+            return
+        text = f"the deadline of its watchdog ({lease.watchdog or 'armed'}) has passed"
+        if lease.failsafe:
+            text += f", and {len(ballot.votes)} of {len(seen.membership.members)} members had agreed not to keep it up"
+        vote = Vote(seen.glance, suspicion if lease.failsafe else None)
+        refused = commit_evidence(self.ctx, found, lease, FenceLevel.DEADLINE, text, vote=vote)
+        if refused is not None:
+            log.warning("no takeover by deadline", node=name, check=refused.check, detail=refused.detail)
+
+    def _ballot(self, name: str, suspicion: Suspicion | None, seen: _Seen) -> Ballot:
+        if suspicion is None:
+            return Ballot(None)
+        leases: dict[str, Lease | None] = {n: s.lease if s is not None else None for n, s in seen.leases.items()}
+        found = votes(name, suspicion, leases, seen.membership)
+        if not seen.membership.is_majority(len(found)):
+            self._ballots.pop(name, None)
+            return Ballot(suspicion, found)
+        read = _note(self._ballots, name, suspicion.suspicion_id, seen.glance.read_at)
+        return Ballot(suspicion, found, seen.glance.clock - read.since)
+
+    def _suspect(self, name: str, lease: Lease) -> None:
+        """Open a suspicion of this lease, unless there is one or it was renewed; its id is random (rule 6)."""
+        suspicion = Suspicion(uuid4().hex, *lease.identity)
+        batch = self.ctx.store.batch().check("identity").check("lease", name, *lease.identity, True)
+        batch.check("field", keys.SUSPICIONS, name, "")
+        batch.effect("HSET", keys.SUSPICIONS, name, suspicion.text())
+        batch.tell("suspect", node=name, suspicion=suspicion.suspicion_id)
+        self.ctx.store.commit(batch)
+
+    def _withdraw(self, name: str, suspicion: Suspicion) -> None:
+        batch = self.ctx.store.batch().check("field", keys.SUSPICIONS, name, suspicion.text())
+        batch.effect("HDEL", keys.SUSPICIONS, name).tell("suspicion ends", node=name)
+        if isinstance(self.ctx.store.commit(batch), Refusal):
+            log.info("suspicion had ended", node=name)
 
     def _write(self, name: str, *, fresh: bool, message: str) -> None:
         def decide() -> None:
@@ -116,3 +335,11 @@ class Liveness:
 
         deciding(decide)
         wake_grant(self.ctx)
+
+
+def _note(read: dict[str, _Read], name: str, value: object, clock: float) -> _Read:
+    """Note that something is read as it is; give since when it is so."""
+    known = read.get(name)
+    if known is None or known.value != value:
+        known = read[name] = _Read(value, clock)
+    return known

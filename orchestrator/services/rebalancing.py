@@ -8,7 +8,7 @@ may do any scan. A move that needs an earlier one is left for a later scan, whic
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 from orchestrator.errors import AlreadyExists, Conflict, Invalid, NotFound, Refused
@@ -21,16 +21,19 @@ from orchestrator.planner.snapshot import NodeState, Snapshot
 from orchestrator.resources import (
     Key,
     Node,
+    NodeFencing,
     ObjectMeta,
     OperationPhase,
     OperationType,
     Priority,
     RebalancePolicy,
     VirtualMachineOperation,
+    find_condition,
     new_metadata,
     parse,
     split_key,
 )
+from orchestrator.resources.fencing import FencePhase
 from orchestrator.resources.rebalancing import (
     EXPLANATION_ANNOTATION,
     POLICY_NAME,
@@ -54,6 +57,9 @@ _PRIORITIES = {
 _LEAST_REST = timedelta(seconds=60)
 """After a move that failed, whatever the policy's cooldown."""
 _TOLD_AT_MOST = 20
+_FENCING = frozenset({FencePhase.SUSPECT, FencePhase.FENCING, FencePhase.UNCONFIRMED, FencePhase.FENCED})
+_LOST_FOR = timedelta(minutes=5)
+"""A node whose lease ran out, and that nobody fences, holds up the rest of the herd for so long."""
 
 
 def load_policy(ctx: Context) -> RebalancePolicy:
@@ -117,7 +123,9 @@ def obstacle(ctx: Context, herd: Herd) -> str:
     if state != "normal":
         return f"the herd is in recovery ({state})"
     herd.follower.sync()
-    lost = [n.name for n in herd.follower.all(Node) if _is_lost(n)]
+    at = ctx.store.now()
+    lost = {node.name for node in herd.follower.all(Node) if _is_lost(node, at)}
+    lost |= {fencing.name for fencing in herd.follower.all(NodeFencing) if fencing.status.phase in _FENCING}
     return f"node {', '.join(sorted(lost))} is lost, and its VMs come first" if lost else ""
 
 
@@ -166,10 +174,12 @@ def _is_due(ctx: Context, policy: RebalancePolicy) -> bool:
         return bool(ctx.store.redis.set(keys.REBALANCE_SCAN, "1", nx=True, px=interval_ms))
 
 
-def _is_lost(node: Node) -> bool:
-    """Whether a node is being asked about, or fenced. One that people have cordoned may be away for long."""
-    ready = next((c for c in node.status.conditions if c.type == "Ready"), None)
-    return ready is not None and ready.status == "Unknown" and not node.spec.unschedulable
+def _is_lost(node: Node, at: datetime) -> bool:
+    """Whether a node's lease ran out so lately that it may yet be fenced; one that people cordoned is not."""
+    ready = find_condition(node.status.conditions, "Ready")
+    if ready is None or ready.status != "Unknown" or node.spec.unschedulable:
+        return False
+    return ready.last_transition_time is None or at - ready.last_transition_time < _LOST_FOR
 
 
 def _rest_after_failure(operation: VirtualMachineOperation, policy: RebalancePolicy, snapshot: Snapshot) -> str:

@@ -18,6 +18,7 @@ from orchestrator.services import adoption_orders, drains, maintenances, policie
 from orchestrator.services.arming import keep_arming
 from orchestrator.services.classes import keep_classes
 from orchestrator.services.context import Context, deciding, grant_queue, send_grant, send_orders, wake_grant
+from orchestrator.services.failover import recover_fenced
 from orchestrator.services.herd import Herd
 from orchestrator.services.membership import keep_membership
 from orchestrator.services.recovery import recover
@@ -41,6 +42,7 @@ def reconcile(ctx: Context, herd: Herd) -> None:
     for key in due[keys.AWAITING]:
         _try(partial(_press, ctx, key), key)
     herd.follower.sync()
+    recover_fenced(ctx, herd)
     active = herd.active_operations()
     operations = herd.follower.all(VirtualMachineOperation)
     _keep_policies(ctx, herd)

@@ -186,7 +186,7 @@ def _asked(ctx: Context, batch: Batch, node: str, body: dict[str, Any], at: date
     transition = asked(operation, f" ({message})" if message else "", at)
     put_transition(batch, operation, vm, transition, at)
     put_timers(ctx, batch, transition.operation)
-    return _after_end(ctx, transition.operation, grant) if transition.ended else []
+    return after_end(ctx, transition.operation, grant) if transition.ended else []
 
 
 def _ended(ctx: Context, batch: Batch, node: str, body: dict[str, Any]) -> list[After]:
@@ -216,10 +216,10 @@ def _answer(ctx: Context, batch: Batch, node: str, report: Report, at: datetime)
     new = transition.operation
     if not transition.ended:
         return [lambda: send_orders(ctx, new), lambda: send_grant(ctx, new) if _is_granted(new) else None]
-    return _after_end(ctx, new, operation.status.grant)
+    return after_end(ctx, new, operation.status.grant)
 
 
-def _after_end(ctx: Context, operation: VirtualMachineOperation, grant: Grant) -> list[After]:
+def after_end(ctx: Context, operation: VirtualMachineOperation, grant: Grant) -> list[After]:
     """What is to be done when a grant has ended.
 
     An operation that is deleted after this commit has no grant any more, and is removed by whoever deletes it.

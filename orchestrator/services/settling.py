@@ -27,6 +27,7 @@ from orchestrator.resources import (
     GrantState,
     Key,
     Node,
+    NodeFencing,
     NodeInventory,
     OrderKind,
     Reading,
@@ -176,7 +177,15 @@ def _decide(
     else:
         seen = inventories[Key(grant.target)].domains.get(grant.uuid) if grant.target in inventories else None
         target_ran = seen is not None and seen.ran and seen.incarnation == grant.incarnation
-        settled = settle_migration(source, target, target_ran=target_ran)
+        fencings = ctx.store.many(NodeFencing, (grant.node, grant.target))
+        fenced = {name for name, fencing in fencings.items() if fencing.status.phase.has_evidence}
+        # A fenced target can't say whether its copy ran: the source's, if it was handed over, may be the older one.
+        settled = settle_migration(
+            source,
+            target,
+            target_ran=target_ran or grant.target in fenced,
+            source_fenced=grant.node in fenced,
+        )
     # A call whose end nobody knows may have been sent just before its holder was killed, or the connection broke: its
     # host may begin what it did not show yet.
     is_early = settled.verdict is Verdict.BACK and grant.end in {"", "unknown"}

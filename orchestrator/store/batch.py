@@ -9,7 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from orchestrator.resources import Action, Node, Order, OrderKind, Resource, VirtualMachine, VirtualMachineOperation
+from orchestrator.resources import (
+    Action,
+    Node,
+    NodeFencing,
+    Order,
+    OrderKind,
+    Resource,
+    VirtualMachine,
+    VirtualMachineOperation,
+)
 from orchestrator.resources.node import NodeInventory
 from orchestrator.store import keys
 
@@ -60,6 +69,14 @@ def indexes(resource: Resource | None, memory_overhead_mib: int = 0) -> frozense
             }
             if resource.listing_order:
                 entries.add(IndexEntry(keys.orders(resource.name), resource.listing_order, LIST_ORDER))
+            return frozenset(entries)
+        case NodeFencing():
+            entries = {
+                IndexEntry(keys.orders(resource.name), order.id, order.model_dump_json(by_alias=True))
+                for order in resource.status.orders.values()
+            }
+            if resource.status.listing_order:
+                entries.add(IndexEntry(keys.orders(resource.name), resource.status.listing_order, LIST_ORDER))
             return frozenset(entries)
         case _:
             return frozenset()

@@ -42,6 +42,9 @@ are removed by the commit that ends it:
   renewal, or with its takeover |
 | `taken-over:<node>` | string "boot-id generation" | control, readable by the node | none: this boot renews no more;
   ends when the node came back |
+| `disarmed` | hash node or `*` -> why | control | none: where failover is disarmed, until a person arms it |
+| `fencing:<node>` | string | control | 10 min: a fence agent runs for this node; gone when it has ended |
+| `bmc-on:<node>` | string | control | 10 min: its BMC was read as on, while its lease was fresh |
 | `disarm:<node>` | string | control, readable by the node | none: why its watchdog is to be disarmed |
 | `node:{<n>}:lease` | string | node | 7 days, far beyond any decision made on it |
 | `node:{<n>}:agent` | string | node | 7 days: its agent's last sign of life |
@@ -78,11 +81,17 @@ AWAITING = "awaiting"
 CURSORS = "cursors"
 MEMBERSHIP = "membership"
 PEER_KEY = "peer-key"
+DISARMED = "disarmed"
+DISARMED_ALL = "*"
+"""Field of `DISARMED`: the whole herd. No node is called so."""
 SUSPICIONS = "suspicions"
 
 REQUEST_TTL_MS = 600_000
 WANTED_TTL_MS = 5_000
 ANSWERS_TTL_MS = 600_000
+BMC_ON_TTL_MS = 600_000
+"""For so long a reading of a BMC shows that it is the node's own (TAKEOVER.md, evidence 1)."""
+FENCING_TTL_MS = 600_000
 LEASE_KEPT_MS = 7 * 86_400_000
 CLAIM_TTL_MS = 86_400_000
 REPORTS_MAX = 10_000
@@ -142,6 +151,16 @@ def tick(name: str, number: int) -> str:
 def taken_over(node: str) -> str:
     """The boot of a node that was taken over: its renewals are refused."""
     return f"taken-over:{node}"
+
+
+def fencing(node: str) -> str:
+    """Held while a fence agent runs for a node."""
+    return f"fencing:{node}"
+
+
+def bmc_on(node: str) -> str:
+    """That its BMC was read as on, while its lease was fresh."""
+    return f"bmc-on:{node}"
 
 
 def disarm(node: str) -> str:

@@ -25,6 +25,7 @@ from orchestrator.store.connection import connect, read_streams, redis_errors, s
 R = TypeVar("R", bound=Resource)
 log = logger(__name__)
 
+_REPLICATED_WITHIN_MS = 1000
 _SKIPPED = "SKIPPED"
 """Type of the stream's entry where the counter skipped ahead (`lua/commit.lua`)."""
 
@@ -218,6 +219,18 @@ class Store:
         with redis_errors(self.redis):
             seconds, micros = self.redis.time()
         return datetime.fromtimestamp(seconds + micros / 1e6, UTC)
+
+    def is_replicated(self) -> bool:
+        """Wait until a replica, where there is one, has all that this connection wrote (`WAIT`).
+
+        Returns:
+            False when none has it yet: what was written may be lost by a failover.
+        """
+        with redis_errors(self.redis):
+            replication = cast("dict[str, object]", self.redis.info("replication"))
+            if int(cast("int", replication.get("connected_slaves", 0))) == 0:
+                return True
+            return self.redis.wait(1, _REPLICATED_WITHIN_MS) >= 1
 
     def run_id(self) -> str:
         """Read which Redis process this is."""

@@ -16,7 +16,9 @@ from orchestrator.resources import (
     GrantState,
     Key,
     Node,
+    NodeFencing,
     NodeInventory,
+    ObjectMeta,
     OperationPhase,
     OrderKind,
     Resource,
@@ -178,7 +180,13 @@ def test_the_order_to_list_anew_is_an_index_of_the_inventory() -> None:
     assert (entry.key, entry.member, entry.value) == (keys.orders("n1"), "recovery-1", LIST_ORDER)
 
 
+def test_a_fenced_node_s_orders_are_indexes_of_its_fencing() -> None:
+    fencing = NodeFencing(metadata=ObjectMeta(name="n1")).with_status(listing_order="return-1")
+    (entry,) = indexes(fencing)
+    assert (entry.key, entry.member, entry.value) == (keys.orders("n1"), "return-1", LIST_ORDER)
+
+
 def test_every_kind_has_its_say() -> None:
-    without_indexes = {"AccessToken", "Event", "Maintenance", "Namespace", "NodeDrain"}
-    without_indexes |= {"RebalancePolicy", "VirtualMachineClass"}
+    without_indexes = {"AccessToken", "Event", "Maintenance", "Namespace", "NodeDrain", "RebalancePolicy"}
+    without_indexes |= {"NodeFencing", "VirtualMachineClass"}  # a fencing's orders: above
     assert set(KINDS) == {kind.kind_name for kind in FOLLOWED} | without_indexes

@@ -12,6 +12,8 @@ from orchestrator.planner.migration import Go, plan_grants
 from orchestrator.queues import Task
 from orchestrator.resources import (
     Node,
+    NodeFencing,
+    ObjectMeta,
     OperationPhase,
     OperationType,
     Priority,
@@ -19,6 +21,7 @@ from orchestrator.resources import (
     VirtualMachineOperation,
     find_condition,
 )
+from orchestrator.resources.fencing import FencePhase, NodeFencingStatus
 from orchestrator.resources.rebalancing import EXPLANATION_ANNOTATION, REASON_ANNOTATION
 from orchestrator.resources.vmop import PRIORITY_ANNOTATION, MigrateTo
 from orchestrator.services import capacity, granting, operations, rebalancing
@@ -119,6 +122,10 @@ class TestScan:
         stage.store.redis.hset(keys.IDENTITY, "state", "recovering")
         assert scan(stage) == []
         stage.store.redis.hset(keys.IDENTITY, "state", "normal")
+        fencing = NodeFencing(metadata=ObjectMeta(name="n9"), status=NodeFencingStatus(phase=FencePhase.UNCONFIRMED))
+        stage.store.must_commit(stage.store.batch().create(fencing))
+        assert scan(stage) == []
+        stage.store.must_commit(stage.store.batch().delete(stage.store.get(NodeFencing, "n9")))
         assert len(scan(stage)) == 1
 
     def test_a_node_is_relieved_after_so_many_scans_in_a_row(self, stage: Stage) -> None:

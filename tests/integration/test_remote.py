@@ -44,7 +44,7 @@ from tests.fakes import Outbox
 from tests.integration.command import EVICT, VMOP, Running, Vmherd, vm_manifest
 from tests.processes import Processes
 from tests.redis_server import RedisServer, free_port
-from tests.requirements import need_program
+from tests.requirements import need_kubectl
 from tests.waiting import wait_until
 
 
@@ -152,7 +152,7 @@ class TestKubectl:
     pytestmark = pytest.mark.kubectl
 
     def kubectl(self, config: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        program = need_program("kubectl", "kubectl from https://kubernetes.io/docs/tasks/tools/ or your distribution")
+        program = need_kubectl()
         return subprocess.run(
             [program, "--kubeconfig", config, "--request-timeout", "20s", *arguments],
             capture_output=True,
@@ -229,8 +229,7 @@ class TestTheCommand:
             assert (ageless(mine.stdout), mine.stderr) == (ageless(theirs.stdout), theirs.stderr), words
         assert root.refused("get", "vm", "x") == "VirtualMachine 'x' not found in namespace 'default'"
 
-    def test_writes(self, root: Remote) -> None:
-        root.store.must_commit(root.store.batch().create(a_node("h1")).create(a_node("h2")))
+    def test_writes_manifests(self, root: Remote) -> None:
         text = vm_manifest("a")
         made = "virtualmachine.virtualization.deckhouse.io/a"
         assert root.ok("create", "-f", "-", stdin=text) == f"{made} created\n"
@@ -239,16 +238,19 @@ class TestTheCommand:
         assert root.ok("apply", "-f", "-", stdin=vm_manifest("a", memory={"size": "256Mi"})) == f"{made} configured\n"
         bad = root.refused("create", "-f", "-", stdin=vm_manifest("b", memory={"size": "192Mi", "swap": "1Gi"}))
         assert bad == "standard input: spec.memory.swap: unknown field"
-        assert root.ok("cordon", "h1", "h2") == "node/h1 cordoned\nnode/h2 cordoned\n"
-        assert root.ok("uncordon", "h1") == "node/h1 uncordoned\n"
-        assert root.ok("uncordon", "h1") == "node/h1 already uncordoned\n"
-        assert root.ok("node", "label", "h1", "zone=a", "role=") == "node/h1 labelled\n"
-        assert root.ok("node", "taint", "h1", "db=x:NoSchedule") == "node/h1 tainted\n"
-        node = root.store.get(Node, "h1")
-        assert node.metadata.labels == {"zone": "a", "role": ""}
-        assert [str(taint) for taint in node.spec.taints] == ["db=x:NoSchedule"]
         assert root.ok("delete", "vm", "a") == 'virtualmachine "a" deleted\n'
         assert root.store.find(VirtualMachine, "default/a") is None
+
+    def test_writes_of_nodes(self, root: Remote) -> None:
+        root.store.must_commit(root.store.batch().create(a_node("h1")).create(a_node("h2")))
+        assert root.ok("cordon", "h1", "h2") == "node/h1 cordoned\nnode/h2 cordoned\n"
+        assert root.ok("uncordon", "h1") == "node/h1 uncordoned\n"
+        assert root.ok("node", "label", "h1", "zone=a", "role=") == "node/h1 labelled\n"
+        assert root.ok("node", "taint", "h1", "db=x:NoSchedule") == "node/h1 tainted\n"
+        nodes = [root.store.get(Node, name) for name in ("h1", "h2")]
+        assert [node.spec.unschedulable for node in nodes] == [False, True]
+        assert nodes[0].metadata.labels == {"zone": "a", "role": ""}
+        assert [str(taint) for taint in nodes[0].spec.taints] == ["db=x:NoSchedule"]
 
     def test_operations(self, root: Remote) -> None:
         root.store.must_commit(root.store.batch().create(a_node("h1")).create(a_node("h2")))
@@ -342,13 +344,7 @@ class TestTheCommand:
         viewer = Remote(root.site, root.site.token("viewer", Role.VIEWER, ["default"]))
         assert "linux-vm" in viewer.ok("get", "vm")
         assert "linux-vm" in viewer.ok("describe", "vm", "linux-vm")
-        for words in (
-            ("cordon", "h1"),
-            ("get", "nodes"),
-            ("get", "vm", "-A"),
-            ("evict", "linux-vm"),
-            ("delete", "vm", "linux-vm"),
-        ):
+        for words in (("cordon", "h1"), ("get", "vm", "-A"), ("delete", "vm", "linux-vm")):
             assert 'is forbidden: User "viewer" cannot' in viewer.refused(*words)
 
     def test_bad_ways_in_are_told_in_one_line(self, root: Remote, tmp_path: Path) -> None:
@@ -356,27 +352,17 @@ class TestTheCommand:
             r"the token is not valid: wrong, or revoked \(VMHERD_TOKEN\)",
             root.refused("get", "vm", VMHERD_TOKEN="vmherd_x_" + "x" * 43),
         )
-        assert "a bearer token is needed" in root.refused("get", "vm", VMHERD_TOKEN="")
         closed = f"https://localhost:{free_port()}"
         assert root.refused("get", "vm", VMHERD_SERVER=closed).startswith(f"no API at {closed}: ")
         other = tmp_path / "tls"
         ensure_certificate(other, ("localhost",), datetime.now(UTC))
         untrusted = root.refused("get", "vm", VMHERD_CA_FILE=str(other / "ca.crt"))
         assert untrusted.startswith(f"{root.url} is not trusted: ")
-        assert "VMHERD_CA_FILE: holds no certificate" in root.refused("get", "vm", VMHERD_CA_FILE=str(Path(__file__)))
-        assert "VMHERD_CA_FILE" in root.refused("get", "vm", VMHERD_CA_FILE="/no/such/file")
-        assert "use https" in root.refused("get", "vm", VMHERD_SERVER="http://192.0.2.1:8080")
-        assert "is not a URL" in root.refused("get", "vm", VMHERD_SERVER="localhost:8080")
         redis = f"http://localhost:{root.site.redis.port}"
         assert redis in root.refused("get", "vm", VMHERD_SERVER=redis)
 
     def test_what_needs_redis_says_so(self, root: Remote) -> None:
-        for words in (
-            ("token", "list"),
-            ("token", "create", "x", "--role", "admin"),
-            ("node", "enroll", "h1", "--address", "192.0.2.1:6379"),
-            ("adopt", "h1"),
-        ):
+        for words in (("token", "list"), ("node", "enroll", "h1", "--address", "192.0.2.1:6379")):
             told = root.refused(*words)
             assert told == (
                 "this command works on Redis itself: set VMHERD_REDIS_URL; VMHERD_SERVER is not enough for it"

@@ -20,7 +20,7 @@ import libvirt
 from orchestrator import Cluster
 from orchestrator.errors import NotFound, Refused
 from orchestrator.resources import OperationType, Resource, VirtualMachine, VirtualMachineOperation
-from orchestrator.services import operations, vms
+from orchestrator.services import operations, rebalancing, vms
 from orchestrator.store import access, keys
 from orchestrator.store.connection import connect
 from tests.lab.guest import Guest
@@ -46,6 +46,7 @@ NODE_PROCESSES = {
 CONTROL_PROCESSES = {
     "control": ["run", "control"],
     "liveness": ["run", "liveness"],
+    "fencing": ["run", "fencing"],
     "intake": ["run", "intake"],
     "beat-1": ["run", "beat"],
     "beat-2": ["run", "beat"],
@@ -105,6 +106,9 @@ class LabHerd:
             for name in NODE_PROCESSES:
                 self.start_node(host.name, name)
         self.wait_ready([host.name for host in self.lab.hosts], timeout)
+        rebalancing.change_policy(
+            self.cluster.context, {"enabled": False}
+        )  # on, it would move what tests put somewhere
 
     def wait_ready(self, nodes: list[str], timeout: float = 60.0) -> None:
         """Wait until these nodes are Ready, their workers run, and the herd is not in recovery."""

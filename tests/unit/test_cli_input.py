@@ -206,6 +206,8 @@ def test_wrong_usage(line: str) -> None:
 
 def test_every_command_has_help_with_an_example() -> None:
     groups = {
+        "failover": ("arm", "disarm"),
+        "fence": ("status", "set", "test", "confirm"),
         "maintenance": ("pause", "resume", "stop"),
         "node": ("enroll", "expel"),
         "plan": ("failure",),

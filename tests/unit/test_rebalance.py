@@ -81,6 +81,13 @@ class TestEveryPlan:
             assert herd.over(at) <= herd.over(herd.at)
 
 
+@pytest.mark.parametrize("seed", [38, 164])
+def test_evening_out_goes_on_after_a_repair_that_takes_a_sequence(seed: int) -> None:
+    herd = random_herd(Random(seed), nodes=4, vms=7)
+    at = after(herd, plan_rebalance(herd.snapshot(), EVEN))
+    assert plan_rebalance(herd.snapshot(at), EVEN).moves == ()
+
+
 @given(smaller_herds)
 @some
 def test_what_is_left_wrong_has_no_way_out(herd: SmallHerd) -> None:

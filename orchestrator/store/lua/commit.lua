@@ -63,6 +63,62 @@ checks["value"] = function(c)
   return nil
 end
 
+-- {"redis", run id, replication id}: this Redis is the one that was read from (takeover, rule 7).
+checks["redis"] = function(c)
+  if string.match(redis.call("INFO", "server"), "run_id:(%x+)") ~= c[2] then
+    return "run id changed"
+  end
+  if string.match(redis.call("INFO", "replication"), "master_replid:(%x+)") ~= c[3] then
+    return "replication id changed"
+  end
+  return nil
+end
+
+local function lease_of(node)
+  local text = redis.pcall("GET", "node:{" .. node .. "}:lease") -- a node's own key: it may hold anything
+  local ok, lease = pcall(cjson.decode, type(text) == "string" and text or "{}")
+  return ok and type(lease) == "table" and lease or {}
+end
+
+-- {"lease", node, generation, sequence, must be armed}: the lease on record is still this one; "" and 0: there is none.
+checks["lease"] = function(c)
+  local lease = lease_of(c[2])
+  if (lease.generation or "") ~= c[3] or (lease.sequence or 0) ~= c[4] then
+    return "renewed"
+  end
+  if c[5] and lease.armed ~= true then
+    return "not armed"
+  end
+  return nil
+end
+
+-- {"acknowledged", node, suspicion id}: rule 7's vote on a node. More than half of the members carry the id in their
+-- leases; the node's own word does not count. The membership counts for the one that the node holds (rule 10).
+checks["acknowledged"] = function(c)
+  local membership = cjson.decode(redis.call("GET", "membership") or '{"version":0,"members":{}}')
+  local held = lease_of(c[2]).membership or 0
+  local is_next = held == membership.version - 1 and (membership.changed or 0) <= 1
+  if held ~= membership.version and not is_next then
+    return "it may hold another membership"
+  end
+  local members, votes = 0, 0
+  for name in pairs(membership.members) do
+    members = members + 1
+    if name ~= c[2] then
+      for _, id in ipairs(lease_of(name).suspicions or {}) do
+        if id == c[3] then
+          votes = votes + 1
+          break
+        end
+      end
+    end
+  end
+  if 2 * votes <= members then
+    return votes .. " of " .. members
+  end
+  return nil
+end
+
 -- {"due", zset, member}: its timer is over; one that was set anew meanwhile is not.
 checks["due"] = function(c)
   local score = redis.call("ZSCORE", c[2], c[3])

@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 from orchestrator.errors import Conflict, StoreUnavailable, VersionExpired
 from orchestrator.intake import Intake
-from orchestrator.queues import CONTROL, LIVENESS, TICK_PERIOD_S, Message, Task
+from orchestrator.queues import CONTROL, FENCING, LIVENESS, TICK_PERIOD_S, Message, Task
 from orchestrator.services import capacity, rebalancing
 from orchestrator.services.agents import AgentWatch
 from orchestrator.services.context import Context
+from orchestrator.services.failover import recover_node
+from orchestrator.services.fencing import Tools, power_on_again, read_power, read_powers, run_fencing
 from orchestrator.services.firmware import keep_firmware
 from orchestrator.services.granting import grant_pending
 from orchestrator.services.herd import Herd
@@ -15,7 +17,7 @@ from orchestrator.services.housekeeping import remove_old_events, remove_old_ope
 from orchestrator.services.liveness import Liveness
 from orchestrator.services.reconcile import reconcile
 from orchestrator.store.follower import Follower
-from tests.scenarios.engine.mail import serve
+from tests.scenarios.engine.mail import Handlers, serve
 from tests.scenarios.engine.processes import Processes
 from tests.scenarios.engine.redis_time import SimulatedRedis
 from tests.scenarios.engine.schedule import Process, Schedule
@@ -23,7 +25,7 @@ from tests.scenarios.engine.schedule import Process, Schedule
 _RETRY_S = 0.5
 _TICKS = {"reconcile": (Task.RECONCILE, CONTROL), "liveness": (Task.LIVENESS, LIVENESS)}
 _TICKS |= {"housekeeping": (Task.HOUSEKEEPING, CONTROL), "rebalance": (Task.REBALANCE, CONTROL)}
-_TICKS |= {"capacity": (Task.CAPACITY, CONTROL)}
+_TICKS |= {"capacity": (Task.CAPACITY, CONTROL), "power": (Task.POWER, FENCING)}
 
 
 class SteppedFollower(Follower):
@@ -66,10 +68,12 @@ class ControlPlane:
         ctx: What the services work with.
         processes: Where they are added.
         client: Of Redis.
+        tools: What reaches out of the herd.
     """
 
-    def __init__(self, ctx: Context, processes: Processes, client: SimulatedRedis) -> None:
+    def __init__(self, ctx: Context, processes: Processes, client: SimulatedRedis, tools: Tools) -> None:
         self._ctx = ctx
+        self._tools = tools
         self._client = client
         self._schedule = processes.schedule
         for name, run in {
@@ -77,6 +81,7 @@ class ControlPlane:
             "control": self._control,
             "liveness": self._liveness,
             "intake": self._intake,
+            "fencing": self._fencing,
         }.items():
             processes.add(name, self._one_thread(run))
 
@@ -122,6 +127,17 @@ class ControlPlane:
             agents.scan()
 
         serve(self._client, self._schedule, LIVENESS, {Task.LIVENESS: scan})
+
+    def _fencing(self) -> None:
+        herd = self._loaded()
+        handlers: Handlers = {
+            Task.FENCE: lambda node: run_fencing(self._ctx, self._tools, node),
+            Task.FAILOVER: lambda node: recover_node(self._ctx, herd, node),
+            Task.POWER_ON: lambda node: power_on_again(self._ctx, self._tools, node),
+            Task.POWER: lambda: read_powers(self._ctx),
+            Task.READ_POWER: lambda node: read_power(self._ctx, self._tools, node),
+        }
+        serve(self._client, self._schedule, FENCING, handlers)
 
     def _intake(self) -> None:
         intake = Intake(self._ctx)

@@ -11,6 +11,7 @@ from orchestrator.resources import (
     Action,
     Grant,
     Node,
+    NodeFencing,
     NodeInventory,
     Resource,
     VirtualMachine,
@@ -62,8 +63,22 @@ class Invariants:
             self._see_operation(old if isinstance(old, VirtualMachineOperation) else None, new)
         elif isinstance(new, NodeInventory):
             self._see_inventory(old if isinstance(old, NodeInventory) else None, new)
+        elif isinstance(new, NodeFencing):
+            self._see_fencing(old if isinstance(old, NodeFencing) else None, new)
         elif isinstance(old, VirtualMachineOperation):
             self._see_removed(old)
+
+    def _see_fencing(self, old: NodeFencing | None, new: NodeFencing) -> None:
+        """Evidence must be true; from then on nothing of the node may run there."""
+        if not new.status.phase.has_evidence or (old is not None and old.status.phase.has_evidence):
+            return
+        if new.status.evidence is None:
+            raise Broken(f"node/{new.name} is {new.status.phase} without evidence")
+        for uuid, machine in self._world.host(new.name).machines.items():
+            if machine.executes:
+                raise Broken(f"node/{new.name} is fenced, while {self._names.get(uuid, uuid)} runs there")
+        for nodes in self._may_run.values():
+            nodes.discard(new.name)
 
     def _see_vm(self, old: VirtualMachine | None, new: VirtualMachine) -> None:
         self._names[new.metadata.uid] = new.name

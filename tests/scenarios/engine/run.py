@@ -23,6 +23,7 @@ from orchestrator.resources import (
 )
 from orchestrator.resources.vm import VirtualMachineStatus
 from orchestrator.services.context import Clock, Context
+from orchestrator.services.fencing import Tools
 from orchestrator.services.recovery import NORMAL
 from orchestrator.settings import Settings, settings
 from orchestrator.store import Store, keys
@@ -35,6 +36,7 @@ from tests.scenarios.engine.heartbeat import PeerNetwork
 from tests.scenarios.engine.invariants import Broken, Invariants
 from tests.scenarios.engine.mail import Mail
 from tests.scenarios.engine.node import Node
+from tests.scenarios.engine.power import PowerNetwork
 from tests.scenarios.engine.processes import Processes
 from tests.scenarios.engine.redis_time import SimulatedRedis, TimeOfDay, Touched
 from tests.scenarios.engine.schedule import Schedule, SimulatedClock
@@ -47,6 +49,8 @@ from workers.hypervisor.simulated_spec import HostSpec
 from workers.hypervisor.simulated_world import World
 
 _READY_WITHIN_S = 60
+_NOT_OF_THE_HOST = {"watchdog", "bmc", "fencing"}
+"""Words of `herd.yaml` on a node that say nothing of its host's size."""
 _TOLD_CALLS = {"start", "destroy", "shutdown", "resume", "migrate", "abort", "start_post_copy"}
 
 
@@ -97,7 +101,7 @@ class Run:
         self.network = PeerNetwork(self.schedule)
         self._attend(self.redis)
         self.mail = Mail(self.redis, self.schedule)
-        clock = Clock(self.time_of_day.now, lambda: SimulatedClock.MONOTONIC_AT_BEGIN + self.schedule.now)
+        clock = Clock(self.time_of_day.now, lambda: SimulatedClock.MONOTONIC_AT_BEGIN + self.schedule.now, self._sleep)
         self.ctx = Context(self.store, self.mail, clock)
         self.invariants = Invariants(self.store, self.timeline, self.world)
         self.touched.on_report = self.invariants.see_report
@@ -115,6 +119,9 @@ class Run:
         self._stack.callback(client.close)
         return client
 
+    def _sleep(self, seconds: float) -> None:
+        self.schedule.wait(lambda: False, seconds)
+
     def _attend(self, client: SimulatedRedis) -> None:
         client.before = self.processes.reach_redis
         client.after = lambda command: self.processes.check("after", command)
@@ -128,11 +135,13 @@ class Run:
 
     def _add_hosts(self) -> None:
         for name, given in self.herd["nodes"].items():
-            size = {key: value for key, value in (given or {}).items() if key != "watchdog"}
+            size = {key: value for key, value in (given or {}).items() if key not in _NOT_OF_THE_HOST}
             self.world.add_host(HostSpec(name, **{"cpus": 8, "memory_mib": 16_384, **size}))
 
     def _start(self) -> None:
-        ControlPlane(self.ctx, self.processes, self.redis)
+        self.power = PowerNetwork(self)
+        ControlPlane(self.ctx, self.processes, self.redis, Tools(self.power, self.power.is_listening))
+        self.power.configure()
         for name in self.world.hosts:
             password = enroll(self.redis, name)
             client = self._client(self.server.url.replace("://", f"://{user_name(name)}:{password}@"))

@@ -17,7 +17,7 @@ from orchestrator.resources.drain import DrainSpec
 from orchestrator.resources.maintenance import MaintenanceSpec
 from orchestrator.resources.scheduling import Affinity
 from orchestrator.resources.vmop import MigrateTo
-from orchestrator.services import drains, maintenances, operations, rebalancing, vms
+from orchestrator.services import drains, fencing, maintenances, operations, rebalancing, vms
 from orchestrator.services.nodes import set_unschedulable
 from orchestrator.services.vms import update_vm
 from tests.builders import keep_apart
@@ -302,6 +302,60 @@ def _redis_up(run: Run, words: list[str]) -> None:
 def _redis_restart(run: Run, words: list[str]) -> None:
     _redis_down(run, words)
     _redis_up(run, words)
+
+
+# --- fencing ----------------------------------------------------------------------------------------------------------
+
+
+@verb("confirm")
+def _confirm(run: Run, words: list[str]) -> None:
+    """`NODE`: a person says that it is off."""
+    fencing.confirm(run.ctx, words[0], "a person")
+
+
+@verb("disarm")
+def _disarm(run: Run, words: list[str]) -> None:
+    """`[NODE]`."""
+    fencing.disarm(run.ctx, words[0] if words else "", "as the script says")
+
+
+@verb("arm")
+def _arm(run: Run, words: list[str]) -> None:
+    """`[NODE]`."""
+    fencing.arm(run.ctx, words[0] if words else "")
+
+
+@verb("isolate")
+def _isolate(run: Run, words: list[str]) -> None:
+    """`NODE...`: from Redis and from its peers; its BMC has a network of its own."""
+    for name in words:
+        run.processes.cut.add(name)
+        run.network.cut.add(name)
+
+
+@verb("join")
+def _join(run: Run, words: list[str]) -> None:
+    """`NODE...`: the network is whole again."""
+    for name in words:
+        run.processes.cut.discard(name)
+        run.network.cut.discard(name)
+
+
+@verb("bmc fails")
+def _bmc_fails(run: Run, words: list[str]) -> None:
+    """`NODE WHY...`."""
+    run.power.problems[words[0]] = " ".join(words[1:])
+
+
+@verb("bmc answers")
+def _bmc_answers(run: Run, words: list[str]) -> None:
+    del run.power.problems[words[0]]
+
+
+@verb("bmc lies")
+def _bmc_lies(run: Run, words: list[str]) -> None:
+    """`NODE`: it says that the power goes, which stays on."""
+    run.power.stuck.add(words[0])
 
 
 # --- hosts and guests -------------------------------------------------------------------------------------------------

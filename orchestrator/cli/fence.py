@@ -1,0 +1,173 @@
+"""`vmherd fence` and `vmherd failover`: how nodes are fenced, what came of it, and what a person says of it."""
+
+import getpass
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from orchestrator.cli import terminal
+from orchestrator.cli.acting import open_context
+from orchestrator.errors import Invalid
+from orchestrator.resources import Node, NodeFencing, parse
+from orchestrator.resources.fencing import Bmc, FencePhase, NodeFencingSpec
+from orchestrator.services import fencing as services
+from orchestrator.store import keys
+from orchestrator.store.connection import redis_errors
+
+SET_EXAMPLES = """Examples:
+
+$ vmherd fence set node-1 --agent fence_ipmilan --option ip=192.0.2.101 --option username=admin --option lanplus=1
+  --password-file /etc/vmherd/bmc-node-1
+
+$ vmherd fence set node-1 --enable
+
+$ vmherd fence set node-1 --no-bmc --disable
+"""
+TEST_EXAMPLE = """Example:
+
+$ vmherd fence test node-1
+"""
+CONFIRM_EXAMPLE = """Example:
+
+$ vmherd fence confirm node-1
+"""
+STATUS_EXAMPLE = """Example:
+
+$ vmherd fence status
+"""
+DISARM_EXAMPLES = """Examples:
+
+$ vmherd failover disarm --reason "switch maintenance"
+
+$ vmherd failover arm --node node-1
+"""
+
+fence = typer.Typer(name="fence", help="Fence nodes: how, and what came of it.", no_args_is_help=True)
+failover = typer.Typer(name="failover", help="Let nodes be fenced, or not.", no_args_is_help=True)
+
+NodeName = Annotated[str, typer.Argument(metavar="NODE", help="The node's name.")]
+OneNode = Annotated[str, typer.Option("--node", metavar="NODE", help="Of this node only.", show_default=False)]
+
+
+@fence.command("status", epilog=STATUS_EXAMPLE)
+def status() -> None:
+    """Show how each node may be fenced, and what came of the last time."""
+    with open_context() as ctx:
+        nodes = {node.name: node for node in ctx.store.all(Node) if not node.spec.witness}
+        fencings = {fencing.name: fencing for fencing in ctx.store.all(NodeFencing)}
+        with redis_errors(ctx.store.redis):
+            disarmed = cast("dict[str, str]", ctx.store.redis.hgetall(keys.DISARMED))
+    rows = [("NODE", "ENABLED", "BMC", "PHASE", "MESSAGE")]
+    for name in sorted({*nodes, *fencings}):
+        found = fencings.get(name) or NodeFencing.model_validate({"metadata": {"name": name}})
+        labels = nodes[name].metadata.labels if name in nodes else {}
+        said = found.status
+        text = " ".join(part for part in (said.reason, said.message) if part)
+        if why := disarmed.get(name):
+            text = f"disarmed: {why}; {text}".removesuffix("; ")
+        bmc = found.spec.bmc.agent if found.spec.bmc else "-"
+        rows.append((name, "yes" if found.is_enabled(labels) else "no", bmc, said.phase.value, text or "-"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        terminal.write("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]))
+    if why := disarmed.get(keys.DISARMED_ALL):
+        terminal.tell(f"failover is disarmed: {why} (vmherd failover arm)")
+
+
+@fence.command("set", epilog=SET_EXAMPLES)
+def set_(  # noqa: PLR0913 - one option each
+    name: NodeName,
+    *,
+    agent: Annotated[str, typer.Option(help="A fence agent, as it is installed.", show_default=False)] = "",
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the agent's. No password.")
+    ] = None,
+    password_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the fencing workers read the password.")
+    ] = None,
+    password_env: Annotated[
+        str, typer.Option(metavar="VARIABLE", help="Or a variable of theirs.", show_default=False)
+    ] = "",
+    timeout: Annotated[float, typer.Option(help="Seconds after which an agent is killed.")] = 20,
+    no_bmc: Annotated[bool, typer.Option("--no-bmc", help="Forget its BMC.")] = False,
+    enable: Annotated[
+        bool | None, typer.Option("--enable/--disable", help="Whether it may be fenced.", show_default=False)
+    ] = None,
+    leave_off: Annotated[
+        bool | None,
+        typer.Option("--leave-off/--power-on", help="What becomes of it afterwards.", show_default=False),
+    ] = None,
+) -> None:
+    """Say how a node may be fenced. It may join later."""
+    options = {}
+    for text in option or []:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise typer.BadParameter(f"{text!r} is not NAME=VALUE")
+        options[key] = value
+    if (options or password_file or password_env) and not agent:
+        raise Invalid("--agent is missing: whose options are these?")
+
+    def change(old: NodeFencingSpec) -> NodeFencingSpec:
+        new = old
+        if agent:
+            given = {"agent": agent, "options": options, "passwordFile": str(password_file or "")}
+            new = new.with_(bmc=parse(Bmc, {**given, "passwordEnv": password_env, "timeoutS": timeout}))
+        if no_bmc:
+            new = new.with_(bmc=None)
+        if enable is not None:
+            new = new.with_(enabled=enable)
+        if leave_off is not None:
+            new = new.with_(afterwards="LeaveOff" if leave_off else "PowerOn")
+        return new
+
+    with open_context() as ctx:
+        services.set_fencing(ctx, name, change)
+    terminal.write(f"nodefencing/{name} set")
+
+
+@fence.command("test", epilog=TEST_EXAMPLE)
+def test(name: NodeName) -> None:
+    """Ask a node's BMC for the power state, from this machine, and do nothing else."""
+    with open_context() as ctx:
+        terminal.write(f"node/{name} power is {services.test_power(ctx, services.default_tools(), name)}")
+
+
+@fence.command("confirm", epilog=CONFIRM_EXAMPLE)
+def confirm(
+    name: NodeName,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+) -> None:
+    """Say that a lost node runs nothing any more: its virtual machines start elsewhere.
+
+    If it does run them, they run twice, and their disks are destroyed. Look at its power first.
+    """
+    if not yes:
+        typer.confirm(f"Is node {name} powered off, for certain? Its virtual machines start elsewhere", abort=True)
+    with open_context() as ctx:
+        found = ctx.store.find(NodeFencing, name)
+        services.confirm(ctx, name, getpass.getuser())
+    was = f" (was {found.status.phase})" if found and found.status.phase is not FencePhase.IDLE else ""
+    terminal.write(f"node/{name} fenced{was}")
+
+
+@failover.command("disarm", epilog=DISARM_EXAMPLES)
+def disarm(
+    node: OneNode = "",
+    reason: Annotated[str, typer.Option(help="For people.")] = "by a person",
+) -> None:
+    """Let nothing be fenced. A fencing under way comes to its end first."""
+    with open_context() as ctx:
+        is_deferred = services.disarm(ctx, node, reason)
+    terminal.write(f"failover disarmed{f' for node/{node}' if node else ''}")
+    if is_deferred:
+        terminal.tell("a fencing is under way: it goes on to its end")
+
+
+@failover.command("arm", epilog=DISARM_EXAMPLES)
+def arm(node: OneNode = "") -> None:
+    """Let nodes be fenced again."""
+    with open_context() as ctx:
+        changed = services.arm(ctx, node)
+    terminal.write(f"failover {'armed' if changed else 'is armed'}{f' for node/{node}' if node else ''}")

@@ -1,0 +1,1 @@
+"""How the power of a host is read and cut: ClusterLabs' fence agents, as they are installed."""

@@ -1,0 +1,194 @@
+"""`NodeFencing`: how one node may be fenced, and what came of it. Its name is the node's.
+
+The spec is a person's: whether, by which BMC, what happens afterwards. The status is one fencing, from the lease that
+ran out to the evidence, and what of the node is kept until it comes back. Nothing of a lost node starts elsewhere
+before `status.evidence` is there; `FenceUnconfirmed` never counts as fenced (docs/adr/0019-fencing.md).
+"""
+
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, ValidationInfo, model_validator
+
+from orchestrator.resources.grant import Order
+from orchestrator.resources.meta import Model, Resource, Timestamp, is_stored, misplaced
+from orchestrator.resources.scheduling import Taint
+
+ENABLED_LABEL = "node-manager.deckhouse.io/fencing-enabled"
+"""The platform's label of nodes that may be fenced."""
+
+_SECRET_WORDS = ("passw", "secret", "token", "passphrase")
+
+
+class FencePhase(StrEnum):
+    """How far it is."""
+
+    IDLE = "Idle"
+    SUSPECT = "Suspect"
+    """Its lease ran out; something speaks against fencing it, which `reason` names."""
+    FENCING = "Fencing"
+    UNCONFIRMED = "FenceUnconfirmed"
+    """All that may be tried gave no evidence yet. It is tried again; a person may confirm."""
+    FENCED = "Fenced"
+    """There is evidence. Its VMs are being settled."""
+    RECOVERED = "Recovered"
+    """Its VMs start elsewhere, or wait for a place; it is awaited back."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether evidence is sought."""
+        return self in {FencePhase.FENCING, FencePhase.UNCONFIRMED}
+
+    @property
+    def has_evidence(self) -> bool:
+        """Whether the node runs nothing any more."""
+        return self in {FencePhase.FENCED, FencePhase.RECOVERED}
+
+
+class FenceLevel(StrEnum):
+    """Kinds of evidence."""
+
+    BMC = "BMC"
+    DEADLINE = "Deadline"
+    PERSON = "Person"
+
+
+class Bmc(Model):
+    """A BMC, as one of ClusterLabs' fence agents reaches it.
+
+    Attributes:
+        agent: Name of the agent, as it is installed: `fence_ipmilan`, `fence_redfish`, ...
+        options: The agent's own, by the names that it takes on standard input (`ip`, `ipport`, `username`, `lanplus`).
+            No password.
+        password_file: File on the machines that run `vmherd run fencing`, which holds the password.
+        password_env: Variable of those processes that holds it.
+        attempts: Tries of one fencing before it waits.
+        timeout_s: An agent that runs for longer is killed, with all that it started.
+    """
+
+    agent: str = Field(pattern=r"^fence_[a-z0-9_]{1,40}$")
+    options: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")], str] = Field(default_factory=dict)
+    password_file: str = ""
+    password_env: Annotated[str, Field(pattern=r"^([A-Z][A-Z0-9_]*)?$")] = ""
+    attempts: int = Field(2, ge=1, le=10)
+    timeout_s: float = Field(20, ge=1, le=120)
+
+    @model_validator(mode="after")
+    def _check_options(self, info: ValidationInfo) -> Self:
+        if is_stored(info):
+            return self
+        for name, value in self.options.items():
+            if any(word in name for word in _SECRET_WORDS):
+                raise misplaced((f"options.{name}", "no secrets here: use passwordFile or passwordEnv"))
+            if name == "action":
+                raise misplaced(("options.action", "what is done is ours to say"))
+            if "\n" in value or "\r" in value or "\0" in value:
+                raise misplaced((f"options.{name}", "must be one line"))
+        if self.password_file and self.password_env:
+            raise misplaced(("passwordEnv", "the password has one place: a file or a variable"))
+        return self
+
+
+class NodeFencingSpec(Model):
+    """What people say.
+
+    Attributes:
+        enabled: Whether the node may be fenced. Unset: if it has the label `ENABLED_LABEL`. Without it nothing of the
+            node restarts elsewhere by itself.
+        bmc: None: it has none.
+        afterwards: What becomes of a node whose power was cut.
+    """
+
+    enabled: bool | None = None
+    bmc: Bmc | None = None
+    afterwards: Literal["PowerOn", "LeaveOff"] = "PowerOn"
+
+
+class Evidence(Model):
+    """The recorded proof that a node runs nothing any more.
+
+    Attributes:
+        level: What gave it.
+        text: For people: what was read, or who said so.
+        at: When.
+        epoch: Of all grants that were given before, none is later.
+        generation: Of the lease that ran out.
+        sequence: Likewise.
+        boot_id: The boot that it is about: this one renews no lease any more.
+    """
+
+    level: FenceLevel
+    text: str
+    at: Timestamp
+    epoch: int
+    generation: str = ""
+    sequence: int = 0
+    boot_id: str = ""
+
+
+class KeptNode(Model):
+    """What a node that was removed gets back when it returns."""
+
+    labels: dict[str, str] = Field(default_factory=dict)
+    unschedulable: bool = False
+    taints: tuple[Taint, ...] = ()
+
+
+class NodeFencingStatus(Model):
+    """One fencing.
+
+    Attributes:
+        since: When this phase began.
+        reason: CamelCase, of what was last tried or is waited for.
+        message: For people.
+        generation: Of the lease that ran out: a renewal ends the fencing.
+        sequence: Likewise.
+        boot_id: Likewise.
+        evidence: What is known; never without it is anything of the node started elsewhere.
+        kept: Of a node that was removed.
+        listing_order: Id of the order to list its domains that the node has to answer before it is back: what it
+            reported before the evidence may still be unread.
+        orders: By UUID, what the node has to destroy before it is back.
+        powered_off: Whether we cut its power, so that `afterwards` applies.
+    """
+
+    phase: FencePhase = FencePhase.IDLE
+    since: Timestamp | None = None
+    reason: str = ""
+    message: str = ""
+    generation: str = ""
+    sequence: int = 0
+    boot_id: str = ""
+    evidence: Evidence | None = None
+    kept: KeptNode | None = None
+    powered_off: bool = False
+    listing_order: str = ""
+    orders: dict[str, Order] = Field(default_factory=dict)
+
+
+class NodeFencing(Resource):
+    """The fencing of one node."""
+
+    kind_name: ClassVar[str] = "NodeFencing"
+    group_version: ClassVar[str] = "vmherd.dev/v1"
+    plural: ClassVar[str] = "nodefencings"
+    short: ClassVar[str] = "fencing"
+    namespaced: ClassVar[bool] = False
+
+    api_version: Literal["vmherd.dev/v1"] = "vmherd.dev/v1"
+    kind: Literal["NodeFencing"] = "NodeFencing"
+    spec: NodeFencingSpec = NodeFencingSpec()
+    status: NodeFencingStatus = NodeFencingStatus()
+
+    def with_status(self, **changes: object) -> "NodeFencing":
+        """Give a copy with some of its status changed."""
+        return self.with_(status=self.status.with_(**changes))
+
+    def is_enabled(self, labels: dict[str, str]) -> bool:
+        """Whether the node may be fenced: said here, or by its label."""
+        return is_enabled_by_label(labels) if self.spec.enabled is None else self.spec.enabled
+
+
+def is_enabled_by_label(labels: dict[str, str]) -> bool:
+    """Whether a node's label says that it may be fenced; its value does not matter, but for `false`."""
+    return labels.get(ENABLED_LABEL, "false") != "false"

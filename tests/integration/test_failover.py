@@ -1,0 +1,568 @@
+"""Evidence before restart: the real services on a real Redis; hosts, clock and power are the test's."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import NotFound, Refused
+from orchestrator.fencing.agents import Power
+from orchestrator.lease import Membership
+from orchestrator.queues import Task
+from orchestrator.resources import Event, Node, NodeFencing, OperationType, RunPolicy, VmPhase, find_condition
+from orchestrator.resources.fencing import FenceLevel, FencePhase
+from orchestrator.services import fencing as services
+from orchestrator.services.failover import recover_node
+from orchestrator.services.fencing import arm, confirm, disarm, read_power
+from orchestrator.services.liveness import Liveness
+from orchestrator.services.nodes import set_labels, set_unschedulable
+from orchestrator.services.operations import create_operation, new_operation
+from orchestrator.store import keys
+from tests.fakes import Stage
+from tests.fencing import FencingStage, a_bmc
+
+
+@pytest.fixture
+def stage(redis_url: str) -> Iterator[Stage]:
+    stage = Stage(redis_url)
+    stage.add_nodes("n1", "n2", "n3", "n4")
+    yield stage
+    stage.close()
+
+
+@pytest.fixture
+def herd(stage: Stage) -> FencingStage:
+    return FencingStage(stage)
+
+
+@pytest.fixture
+def armed(stage: Stage) -> FencingStage:
+    return FencingStage(stage, armed=True)
+
+
+def is_started(stage: Stage, name: str) -> bool:
+    return any(o.spec.virtual_machine_name == name and o.spec.type == "Start" for o in stage.operations())
+
+
+def reasons(stage: Stage, name: str) -> list[str]:
+    return [event.reason for event in stage.store.all(Event) if event.involved_object.name == name]
+
+
+class TestBmc:
+    def test_power_that_is_read_back_as_off_is_evidence(self, stage: Stage, herd: FencingStage) -> None:
+        vm = stage.add_vm("a", "n1")
+        herd.configure("n1", bmc=a_bmc("n1"))
+        herd.lose("n1")
+        found = herd.until_tried("n1")
+        assert found.status.evidence is not None
+        assert found.status.evidence.level is FenceLevel.BMC
+        assert "read back as off" in found.status.evidence.text
+        assert herd.switches.cut == ["n1"]
+        assert stage.store.redis.get(keys.taken_over("n1")) == "b-n1 g-n1"
+        assert not herd.has_node("n1")
+        stage.play(lambda: stage.is_at_rest("a"))
+        (host,) = stage.world.running(vm.metadata.uid)
+        assert host != "n1"
+        assert stage.vm("a").status.incarnation == vm.status.incarnation + 1
+
+    def test_before_that_nothing_is_started(self, stage: Stage, herd: FencingStage) -> None:
+        stage.add_vm("a", "n1")
+        herd.configure("n1", bmc=a_bmc("n1", attempts=1))
+        herd.switches.stuck.add("n1")
+        herd.lose("n1")
+        herd.until_tried("n1")
+        for _ in range(15):
+            herd.scan()
+            herd.settle()
+            stage.reconcile()
+            recover_node(herd.ctx, stage.herd, "n1")
+            assert not is_started(stage, "a")
+        status = herd.fencing("n1").status
+        assert (status.phase, status.reason) == (FencePhase.UNCONFIRMED, "PowerStaysOn")
+        assert reasons(stage, "n1").count("FenceUnconfirmed") == 1  # said once, not at each try
+
+    @pytest.mark.parametrize("problem", ["exit code 1: wrong password", "no fence agent fence_fake on this machine"])
+    def test_a_bmc_that_can_t_be_read_is_none(self, stage: Stage, herd: FencingStage, problem: str) -> None:
+        stage.add_vm("a", "n1")
+        herd.configure("n1", bmc=a_bmc("n1"))
+        herd.switches.problems["n1"] = problem
+        herd.lose("n1")
+        status = herd.until_tried("n1").status
+        assert (status.phase, status.reason, status.message) == (FencePhase.UNCONFIRMED, "BmcUnreadable", problem)
+        assert not is_started(stage, "a")
+
+    def test_power_that_was_off_counts_only_if_it_was_read_as_on(self, stage: Stage, herd: FencingStage) -> None:
+        stage.add_vm("a", "n1")
+        herd.configure("n1", bmc=a_bmc("n1"))
+        herd.lose("n1")
+        herd.switches.power["n1"] = Power.OFF
+        assert herd.until_tried("n1").status.reason == "PowerWasOff"
+        assert not is_started(stage, "a")
+
+    def test_likewise_where_it_was(self, stage: Stage, herd: FencingStage) -> None:
+        stage.add_vm("a", "n1")
+        herd.configure("n1", bmc=a_bmc("n1"))
+        read_power(herd.ctx, herd.tools, "n1")
+        herd.lose("n1")
+        herd.switches.power["n1"] = Power.OFF
+        assert herd.until_tried("n1").status.phase.has_evidence
+        assert herd.switches.cut == []
+        assert is_started(stage, "a")
+
+    def test_that_reading_is_about_this_bmc(self, stage: Stage, herd: FencingStage) -> None:
+        herd.configure("n1", bmc=a_bmc("n1"))
+        read_power(herd.ctx, herd.tools, "n1")
+        herd.configure("n1", bmc=a_bmc("spare"))
+        herd.lose("n1")
+        herd.switches.power["spare"] = Power.OFF
+        assert herd.until_tried("n1").status.reason == "PowerWasOff"
+
+    def test_swapped_addresses_prove_nothing(self, stage: Stage, herd: FencingStage) -> None:
+        """n1 is lost, and its BMC on record is n2's: a healthy host falls silent when n1's power is cut."""
+        stage.add_vm("a", "n1")
+        stage.add_vm("b", "n2")
+        herd.configure("n1", bmc=a_bmc("n2"))
+        herd.switches.on_cut = herd.lose
+        herd.lose("n1")
+        status = herd.until_tried("n1").status
+        assert (status.phase, status.reason) == (FencePhase.UNCONFIRMED, "BmcOfAnother")
+        assert "n2" in status.message
+        assert not is_started(stage, "a")
+        assert "FenceUnconfirmed" in reasons(stage, "n1")
+
+    def test_a_bmc_that_is_off_while_its_node_lives_is_never_used(self, stage: Stage, herd: FencingStage) -> None:
+        herd.configure("n1", bmc=a_bmc("n2"))
+        herd.switches.power["n2"] = Power.OFF
+        read_power(herd.ctx, herd.tools, "n1")
+        assert herd.fencing("n1").status.reason == services.BMC_CONTRADICTS
+
+    def test_a_renewal_between_is_no_evidence(self, stage: Stage, herd: FencingStage) -> None:
+        stage.add_vm("a", "n1")
+        herd.configure("n1", bmc=a_bmc("n1"))
+        herd.beating.discard("n1")
+        herd.switches.on_cut = herd.renew
+        herd.until_tried("n1")
+        assert not herd.fencing("n1").status.phase.has_evidence
+        assert not is_started(stage, "a")
+
+    def test_a_renewal_before_the_off_saves_the_host(self, stage: Stage, herd: FencingStage) -> None:
+        herd.configure("n1", bmc=a_bmc("n1"))
+        herd.beating.discard("n1")
+        for _ in range(60):
+            herd.scan()
+            if any(message.task is Task.FENCE for message in stage.outbox.sent):
+                break
+        herd.renew("n1")
+        herd.settle()
+        assert herd.switches.cut == []
+        herd.beating.add("n1")
+        herd.scan(2)
+        assert herd.fencing("n1").status.phase is FencePhase.IDLE
+        assert stage.store.get(Node, "n1").is_ready
+
+    def test_a_host_whose_libvirt_answers_is_not_cut(self, stage: Stage, herd: FencingStage) -> None:
+        herd.configure("n1", bmc=a_bmc("n1"))
+        herd.beating.discard("n1")
+        herd.listening.add("n1")
+        node = stage.store.get(Node, "n1")
+        uri = node.status.hypervisor.with_(migration_uri="qemu+tcp://n1/system")
+        stage.store.must_commit(stage.store.batch().put(node, node.with_status(hypervisor=uri)))
+        assert herd.until_tried("n1").status.reason == "HypervisorAnswers"
+        assert herd.switches.cut == []
+
+
+class TestDeadline:
+    def test_an_armed_watchdog_s_deadline_is_evidence(self, stage: Stage, armed: FencingStage) -> None:
+        vm = stage.add_vm("a", "n1")
+        armed.lose("n1")
+        seconds = until_fenced(armed, "n1")
+        evidence = armed.fencing("n1").status.evidence
+        assert evidence is not None
+        assert evidence.level is FenceLevel.DEADLINE
+        timing = armed.renew("n2").timing
+        assert seconds > timing.lease_ttl + timing.margin
+        stage.play(lambda: stage.is_at_rest("a"))
+        assert stage.world.running(vm.metadata.uid) != ["n1"]
+
+    def test_not_without_a_watchdog(self, stage: Stage, herd: FencingStage) -> None:
+        stage.add_vm("a", "n1")
+        herd.lose("n1")
+        no_evidence(herd, "n1")
+        assert herd.fencing("n1").status.reason == "NoBmc"
+        assert stage.store.redis.hlen(keys.SUSPICIONS) == 0
+
+    def test_not_without_acknowledgements(self, stage: Stage, armed: FencingStage) -> None:
+        armed.holding = False
+        armed.lose("n1")
+        no_evidence(armed, "n1")
+        assert stage.store.redis.hexists(keys.SUSPICIONS, "n1")
+
+    def test_not_in_a_herd_of_two(self, redis_url: str) -> None:
+        stage = Stage(redis_url)
+        stage.add_nodes("n1", "n2")
+        armed = FencingStage(stage, armed=True)
+        armed.lose("n1")
+        no_evidence(armed, "n1")
+        stage.close()
+
+    def test_nor_while_it_may_hold_another_membership(self, stage: Stage, armed: FencingStage) -> None:
+        armed.lose("n1")
+        armed.publish(Membership(3, {name: f"{name}:1" for name in stage.nodes}, changed=1))
+        no_evidence(armed, "n1")
+
+    def test_a_renewal_voids_the_suspicion(self, stage: Stage, armed: FencingStage) -> None:
+        armed.beating.discard("n1")
+        until_suspected(stage, armed)
+        first = stage.store.redis.hget(keys.SUSPICIONS, "n1")
+        armed.renew("n1")
+        armed.scan()
+        assert not stage.store.redis.hexists(keys.SUSPICIONS, "n1")
+        until_suspected(stage, armed)
+        assert stage.store.redis.hget(keys.SUSPICIONS, "n1") != first
+
+    def test_the_script_counts_the_votes_itself(self, stage: Stage, armed: FencingStage) -> None:
+        """Votes that went between the worker's reading and its commit count for nothing."""
+        armed.lose("n1")
+        until_suspected(stage, armed)
+        armed.scan(5)
+        armed.holding = False
+        commit = stage.store.commit
+
+        def late(batch: Any) -> Any:
+            if any(check[0] == "acknowledged" for check in batch.checks):
+                for name in ("n2", "n3", "n4"):
+                    armed.renew(name, suspicions=())
+            return commit(batch)
+
+        stage.store.commit = late  # type: ignore[method-assign]
+        no_evidence(armed, "n1")
+
+    def test_a_worker_that_begins_anew_waits_anew(self, stage: Stage, armed: FencingStage) -> None:
+        armed.lose("n1")
+        armed.scan(16)
+        armed.liveness = Liveness(armed.ctx, stage.herd)
+        timing = armed.renew("n2").timing
+        seconds = until_fenced(armed, "n1")
+        assert seconds > timing.lease_ttl + timing.margin
+
+    def test_failsafe_off_needs_no_vote(self, stage: Stage, armed: FencingStage) -> None:
+        armed.renew("n1", failsafe=False)
+        armed.lose("n1")
+        armed.holding = False
+        until_fenced(armed, "n1")
+        assert stage.store.redis.hlen(keys.SUSPICIONS) == 0
+
+
+def until_fenced(herd: FencingStage, name: str, seconds: int = 120) -> float:
+    """Let time pass until there is evidence; give how long it took."""
+    for second in range(seconds):
+        herd.scan()
+        herd.settle()
+        found = herd.stage.store.find(NodeFencing, name)
+        if found is not None and found.status.phase.has_evidence:
+            return second
+    raise AssertionError(f"no evidence: {herd.fencing(name).status}")
+
+
+def until_suspected(stage: Stage, herd: FencingStage) -> None:
+    for _ in range(60):
+        herd.scan()
+        if stage.store.redis.hexists(keys.SUSPICIONS, "n1"):
+            return
+    raise AssertionError("not suspected")
+
+
+def no_evidence(herd: FencingStage, name: str, seconds: int = 90) -> None:
+    for _ in range(seconds):
+        herd.scan()
+        herd.settle()
+    found = herd.stage.store.find(NodeFencing, name)
+    assert found is None or not found.status.phase.has_evidence
+    assert herd.stage.store.redis.get(keys.taken_over(name)) is None
+
+
+class TestWhatIsNotFenced:
+    def test_where_it_is_not_enabled(self, stage: Stage) -> None:
+        herd = FencingStage(stage, armed=True, enabled=False)
+        stage.add_vm("a", "n1")
+        herd.configure("n1", bmc=a_bmc("n1"))
+        herd.lose("n1")
+        no_evidence(herd, "n1")
+        assert herd.fencing("n1").status.reason == "FencingDisabled"
+        assert herd.switches.cut == []
+
+    def test_a_label_enables_it(self, stage: Stage) -> None:
+        herd = FencingStage(stage, armed=True, enabled=False)
+        set_labels(herd.ctx, "n1", {"node-manager.deckhouse.io/fencing-enabled": ""})
+        herd.lose("n1")
+        until_fenced(herd, "n1")
+
+    def test_when_too_many_are_lost(self, stage: Stage, armed: FencingStage) -> None:
+        for name in ("n1", "n2"):
+            armed.configure(name, bmc=a_bmc(name))
+            set_labels(armed.ctx, name, {"topology.kubernetes.io/rack": "r1"})
+        armed.beating -= {"n1", "n2"}
+        no_evidence(armed, "n1", 60)
+        status = armed.fencing("n1").status
+        assert status.reason == "TooManyLost"
+        assert "2 of 4" in status.message
+        assert "topology.kubernetes.io/rack=r1" in status.message
+        assert armed.switches.cut == []
+
+    def test_a_cordoned_and_empty_node(self, stage: Stage, armed: FencingStage) -> None:
+        set_unschedulable(armed.ctx, "n1", unschedulable=True)
+        armed.lose("n1")
+        no_evidence(armed, "n1", 60)
+        assert not stage.store.get(Node, "n1").is_ready
+
+    def test_while_failover_is_disarmed(self, stage: Stage, armed: FencingStage) -> None:
+        disarm(armed.ctx, "", "maintenance of the switch")
+        armed.lose("n1")
+        no_evidence(armed, "n1", 60)
+        assert armed.fencing("n1").status.reason == "FailoverDisarmed"
+        assert arm(armed.ctx, "")
+        until_fenced(armed, "n1")
+
+    def test_after_an_interruption_everyone_has_their_whole_time(self, stage: Stage, armed: FencingStage) -> None:
+        armed.now_s += 60  # nobody looked for a minute, and n1's heartbeat comes late
+        armed.beating.discard("n1")
+        armed.scan(8)
+        armed.beating.add("n1")
+        armed.scan(4)
+        found = stage.store.find(NodeFencing, "n1")
+        assert found is None or found.status.phase is FencePhase.IDLE
+        assert stage.store.get(Node, "n1").is_ready
+
+    def test_a_herd_that_all_fell_silent(self, stage: Stage, armed: FencingStage) -> None:
+        for name in stage.nodes:
+            armed.configure(name, bmc=a_bmc(name))
+        armed.beating.clear()
+        for name in stage.nodes:
+            no_evidence(armed, name, 20)
+        assert armed.switches.cut == []
+
+
+class TestAPerson:
+    def test_their_word_is_evidence(self, stage: Stage, herd: FencingStage) -> None:
+        stage.add_vm("a", "n1")
+        herd.lose("n1")
+        herd.until_tried("n1")
+        confirm(herd.ctx, "n1", "alice")
+        herd.settle()
+        evidence = herd.fencing("n1").status.evidence
+        assert evidence is not None
+        assert (evidence.level, evidence.text) == (FenceLevel.PERSON, "alice confirmed that it is off")
+        assert is_started(stage, "a")
+        with pytest.raises(NotFound):
+            confirm(herd.ctx, "n1", "bob")
+
+    def test_not_about_a_node_that_lives(self, stage: Stage, herd: FencingStage) -> None:
+        with pytest.raises(Refused, match="it lives"):
+            confirm(herd.ctx, "n1", "alice")
+
+
+class TestWhatStarts:
+    @pytest.mark.parametrize(
+        ("policy", "starts"),
+        [
+            (RunPolicy.ALWAYS_ON, True),
+            (RunPolicy.ALWAYS_ON_UNLESS_STOPPED_MANUALLY, True),
+            (RunPolicy.MANUAL, False),
+            (RunPolicy.ALWAYS_OFF, False),
+        ],
+    )
+    def test_by_policy(self, stage: Stage, armed: FencingStage, policy: RunPolicy, *, starts: bool) -> None:
+        stage.add_vm("a", "n1", policy=policy)
+        armed.lose("n1")
+        until_fenced(armed, "n1")
+        armed.settle()
+        assert is_started(stage, "a") == starts
+        vm = stage.vm("a")
+        running = find_condition(vm.status.conditions, "Running")
+        assert running is not None
+        assert (running.status, running.reason) == ("False", "NodeFenced")
+        assert not vm.status.phase.occupies_node
+
+    def test_what_was_stopped_stays_off(self, stage: Stage, armed: FencingStage) -> None:
+        vm = stage.add_vm("a", "n1")
+        stage.nodes["n1"].power_off(vm.metadata.uid)
+        stage.read()
+        armed.lose("n1")
+        until_fenced(armed, "n1")
+        assert stage.vm("a").status.phase is VmPhase.STOPPED
+        assert not is_started(stage, "a")
+
+    def test_the_most_important_first(self, stage: Stage, armed: FencingStage) -> None:
+        for name, priority in (("low", 1), ("high", 100), ("none", 0)):
+            vm = stage.add_vm(name, "n1")
+            new = vm.with_(spec=vm.spec.with_(priority=priority))
+            stage.store.must_commit(stage.store.batch().put(vm, new))
+        armed.lose("n1")
+        until_fenced(armed, "n1")
+        operations = sorted(stage.operations(), key=lambda operation: operation.created_version)
+        assert [o.spec.virtual_machine_name for o in operations] == ["high", "low", "none"]
+        assert all(o.status.planned in {"n2", "n3", "n4"} for o in operations)
+
+    def test_what_fits_nowhere_waits_and_says_so(self, stage: Stage, armed: FencingStage) -> None:
+        stage.add_vm("big", "n1", memory="15Gi", cores=8)
+        for name in ("n2", "n3", "n4"):
+            stage.add_vm(f"on-{name}", name, memory="8Gi")
+        armed.lose("n1")
+        until_fenced(armed, "n1")
+        stage.grant()
+        (operation,) = [o for o in stage.operations() if o.spec.virtual_machine_name == "big"]
+        assert "memory" in operation.message
+        assert stage.vm("big").status.phase is VmPhase.PENDING
+
+
+class TestOpenGrants:
+    """What was under way on a node that died is settled, by the other host's word and by the evidence."""
+
+    def test_a_start_goes_elsewhere(self, stage: Stage, armed: FencingStage) -> None:
+        vm = stage.add_vm("a", "n1")
+        stage.nodes["n1"].power_off(vm.metadata.uid)
+        stage.read()
+        create_operation(stage.ctx, new_operation("a", OperationType.START))
+        (message,) = stage.grant()
+        node = message.queue.split(".")[1]
+        stage.nodes[node].begin(message)
+        stage.read()
+        armed.lose(node)
+        until_fenced(armed, node)
+        stage.play(lambda: stage.is_at_rest("a"))
+        assert stage.world.running(vm.metadata.uid) != [node]
+
+    def test_a_migration_whose_target_died_is_over(self, stage: Stage, armed: FencingStage) -> None:
+        vm = stage.add_vm("a", "n1")
+        stage.evict("a")
+        (message,) = stage.grant()
+        grant = stage.nodes["n1"].begin(message)
+        assert grant is not None
+        stage.read()
+        stage.nodes["n1"].fall_back(grant)
+        armed.lose(grant.target)
+        until_fenced(armed, grant.target)
+
+        def is_over() -> bool:
+            recover_node(armed.ctx, stage.herd, grant.target)  # as every reconcile does
+            return stage.is_at_rest("a")
+
+        stage.play(is_over)
+        assert grant.target not in stage.world.running(vm.metadata.uid)
+
+    def test_a_migration_whose_source_died_waits_for_the_target(self, stage: Stage, armed: FencingStage) -> None:
+        """It had switched over: it runs there, and is not started."""
+        vm = stage.add_vm("a", "n1")
+        stage.evict("a")
+        (message,) = stage.grant()
+        grant = stage.nodes["n1"].begin(message)
+        assert grant is not None
+        stage.read()
+        stage.nodes["n1"].switch_over(grant)
+        armed.lose("n1")
+        until_fenced(armed, "n1")
+        stage.reconcile()
+        assert not is_started(stage, "a")  # the target has not answered yet
+        stage.play(lambda: stage.is_at_rest("a"))
+        assert stage.world.running(vm.metadata.uid) == [grant.target]
+        assert stage.vm("a").status.incarnation == vm.status.incarnation
+        recover(stage, armed)
+        assert not is_started(stage, "a")
+
+    def test_a_guest_that_was_still_arriving_is_started_anew(self, stage: Stage, armed: FencingStage) -> None:
+        vm = stage.add_vm("a", "n1")
+        stage.evict("a")
+        (message,) = stage.grant()
+        grant = stage.nodes["n1"].begin(message)
+        assert grant is not None
+        stage.read()
+        armed.lose("n1")
+        until_fenced(armed, "n1")
+
+        def is_over() -> bool:
+            recover(stage, armed)
+            return stage.is_at_rest("a") and stage.vm("a").status.incarnation == vm.status.incarnation + 1
+
+        stage.play(is_over)
+
+    def test_the_node_goes_when_all_is_settled(self, stage: Stage, armed: FencingStage) -> None:
+        stage.add_vm("a", "n1")
+        stage.evict("a")
+        (message,) = stage.grant()
+        grant = stage.nodes["n1"].begin(message)
+        assert grant is not None
+        stage.read()
+        stage.nodes["n1"].switch_over(grant)
+        set_labels(armed.ctx, "n1", {"rack": "r1"})
+        armed.lose("n1")
+        until_fenced(armed, "n1")
+        stage.play(lambda: stage.is_at_rest("a"))
+        recover(stage, armed)
+        assert not armed.has_node("n1")
+        kept = armed.fencing("n1").status.kept
+        assert kept is not None
+        assert kept.labels["rack"] == "r1"
+
+
+class TestReturn:
+    def test_after_a_boot_it_has_its_labels_and_cordon_again(self, stage: Stage, armed: FencingStage) -> None:
+        vm = stage.add_vm("a", "n1")
+        set_labels(armed.ctx, "n1", {"rack": "r1"})
+        set_unschedulable(armed.ctx, "n1", unschedulable=True)
+        armed.lose("n1")
+        until_fenced(armed, "n1")
+        stage.play(lambda: stage.is_at_rest("a"))
+        assert not armed.has_node("n1")
+        armed.boot("n1")
+        node = stage.store.get(Node, "n1")
+        assert node.metadata.labels["rack"] == "r1"
+        assert node.spec.unschedulable
+        assert node.is_ready
+        assert armed.fencing("n1").status.phase is FencePhase.IDLE
+        assert stage.store.redis.get(keys.taken_over("n1")) is None
+        assert stage.world.running(vm.metadata.uid) != ["n1"]
+
+    def test_a_stale_guest_is_destroyed_first(self, stage: Stage, herd: FencingStage) -> None:
+        """A person's word was wrong: the host runs on, its heartbeat alone had died."""
+        vm = stage.add_vm("a", "n1")
+        stale = stage.nodes["n1"].domains[vm.metadata.uid]
+        herd.lose("n1")
+        herd.until_tried("n1")
+        confirm(herd.ctx, "n1", "alice")
+        unread = herd.hosts["n1"]
+        unread.domains[vm.metadata.uid] = stale
+        unread.list_all()  # told before, and read after the evidence: it counts for nothing
+        del unread.domains[vm.metadata.uid]
+        herd.settle()
+        stage.read()
+        assert not herd.has_node("n1")
+        stage.play(lambda: stage.is_at_rest("a"))
+        stage.nodes["n1"] = unread
+        stage.nodes["n1"].domains[vm.metadata.uid] = stale
+        assert herd.renew("n1").sequence  # refused: what was taken over renews no more
+        stage.nodes["n1"].answer()
+        stage.read()
+        assert not herd.has_node("n1")
+        for message in stage.outbox.take(Task.NODE_SETTLE):
+            assert stage.deliver(message)
+        assert vm.metadata.uid not in stage.nodes["n1"].domains
+        stage.read()
+        stage.nodes["n1"].answer()
+        stage.read()
+        assert herd.has_node("n1")
+        assert stage.store.redis.hlen(keys.orders("n1")) == 0
+        (host,) = stage.world.running(vm.metadata.uid)
+        assert host != "n1"
+        assert stage.vm("a").status.incarnation == vm.status.incarnation + 1
+
+    def test_it_is_watched_as_any_other_again(self, stage: Stage, armed: FencingStage) -> None:
+        armed.lose("n1")
+        until_fenced(armed, "n1")
+        recover(stage, armed)
+        armed.boot("n1")
+        armed.scan(3)
+        until_fenced(armed, "n1")
+
+
+def recover(stage: Stage, herd: FencingStage) -> None:
+    recover_node(herd.ctx, stage.herd, "n1")
