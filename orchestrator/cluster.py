@@ -163,7 +163,7 @@ class Cluster:
     """A herd, through its API or on its Redis.
 
     Through the API it has a token's rights, and a server that is away for some seconds is waited for by `wait` and
-    `progress`. `adopt` and `release` work on Redis only.
+    `progress`. `adopt`, `release` and drains work on Redis only.
 
     Args:
         url: Of its API (`https://host:port`; the token and the CA are as the settings say) or of its Redis

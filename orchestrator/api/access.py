@@ -24,7 +24,7 @@ from orchestrator.errors import Forbidden, Unauthorized
 from orchestrator.resources import AccessToken, Resource
 from orchestrator.resources.access_token import compare_with_nothing, name_in
 
-OPEN_PATHS: Final = frozenset({"/healthz", "/livez", "/readyz", "/version"})
+OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/version"})
 """What anybody may read. Prefixes count for nothing: `/healthz/x` is not open."""
 
 GROUPS: Final = {

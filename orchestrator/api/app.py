@@ -100,7 +100,6 @@ def create_app(ctx: Context, audit: Audit, config: Settings, now: Callable[[], d
         title="vmherd", lifespan=living, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.add_route("/healthz", healthy)
-    app.add_route("/livez", healthy)
     app.add_route("/readyz", ready)
     app.add_route("/version", tell_version)
     app.router.default = _answering(server)  # not a route: paths may hold what no route's pattern matches

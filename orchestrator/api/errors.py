@@ -32,6 +32,9 @@ CODES: Final[Mapping[str, int]] = {
 """HTTP codes by the Status's reason."""
 
 _CAUSES_AT_MOST = 50
+_SEPARATORS = (",", ":")
+_encode = json.JSONEncoder(ensure_ascii=False, separators=_SEPARATORS).encode
+_encode_ascii = json.JSONEncoder(separators=_SEPARATORS).encode
 _CAUSES: Final[Mapping[str, str]] = {"unknown field": "FieldValueNotSupported", "is required": "FieldValueRequired"}
 """A cause's machine-readable reason by its words; `FieldValueInvalid` for all others."""
 
@@ -126,6 +129,6 @@ def success(*, kind: str, group: str, name: str, uid: str) -> dict[str, Any]:
 def to_json(value: Any) -> bytes:
     """Encode an answer. Half of a surrogate pair, which UTF-8 can't say, is escaped."""
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        return _encode(value).encode()
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()
+        return _encode_ascii(value).encode()

@@ -12,13 +12,17 @@ from orchestrator.client.local import IDLE_S
 from orchestrator.client.place import Place
 from orchestrator.client.port import Scope
 from orchestrator.client.session import ApiSession, Stream, new_queue, status_error
-from orchestrator.errors import AlreadyExists, Conflict, Invalid, NotFound, StoreUnavailable, VersionExpired
+from orchestrator.errors import AlreadyExists, Conflict, Invalid, NotFound, Refused, StoreUnavailable, VersionExpired
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
     KINDS,
+    Event,
     Key,
+    Namespace,
     Node,
     Resource,
+    VirtualMachine,
+    VirtualMachineClass,
     VirtualMachineOperation,
     make_key,
     split_key,
@@ -36,6 +40,7 @@ from orchestrator.store.store import Loaded
 R = TypeVar("R", bound=Resource)
 C = TypeVar("C", bound=Creatable)
 
+_SERVED: Final = frozenset({VirtualMachine, VirtualMachineClass, VirtualMachineOperation, Node, Namespace, Event})
 MERGE: Final = "application/merge-patch+json"
 _ATTEMPTS: Final = 20
 _RETRY_S: Final = 0.2
@@ -323,6 +328,8 @@ def body_of(resource: Resource) -> dict[str, Any]:
 
 
 def _path(kind: type[Resource], namespace: str | None = None, name: str = "") -> str:
+    if kind not in _SERVED:
+        raise Refused(f"the API does not serve {kind.plural}: set VMHERD_REDIS_URL, and no VMHERD_SERVER, for them")
     root = f"/apis/{kind.group_version}" if "/" in kind.group_version else f"/api/{kind.group_version}"
     inside = f"/namespaces/{namespace}" if namespace and kind.namespaced else ""
     return f"{root}{inside}/{kind.plural}" + (f"/{name}" if name else "")

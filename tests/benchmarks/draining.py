@@ -318,7 +318,6 @@ def run(bench: Bench) -> Result:
     result = Result("draining", f"drains and a rolling maintenance on {NODES} simulated nodes")
     steps: dict[str, Callable[[], tuple[list[Figure], Model]]] = {
         "a tenth of the nodes is drained": lambda: drain_many(NODES // 10, 8),
-        "half of the nodes are drained": lambda: drain_many(NODES // 2, 4),
         "rolling maintenance": lambda: rolling(3),
     }
     for title, step in bench.track(steps.items(), len(steps), "draining"):

@@ -135,4 +135,7 @@ def test_a_node_is_emptied_and_used_again(herd: LabHerd, kubectl: Kubectl, tmp_p
     assert applied.returncode == 0, applied
     assert "configured" in applied.stdout
     assert "RUNPOLICY" in kubectl.ok("get", "vm", "-o", "wide")
+    named = kubectl.ok("get", "vm", "-n", "default", "-o", "custom-columns=N:.metadata.name,P:.status.phase")
+    assert columns(named) == [["N", "P"], ["a", "Running"], ["b", "Running"]]
+    assert kubectl.ok("get", "vm", "-n", "other", "-o", "name") == ""
     assert "virtualMachineName" in kubectl.ok("explain", "vmop.spec")

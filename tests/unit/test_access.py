@@ -90,7 +90,7 @@ class TestAuthentication:
         assert not access_with(anew).is_valid(identity)
 
     def test_only_four_paths_are_open(self) -> None:
-        assert {"/healthz", "/livez", "/readyz", "/version"} == OPEN_PATHS
+        assert {"/healthz", "/readyz", "/version"} == OPEN_PATHS
 
 
 class TestRefusals:
