@@ -195,12 +195,17 @@ class Liveness:
     # --- acting -----------------------------------------------------------------------------------------------------
 
     def _show(self, node: Node, watched: Watched, *, is_lost: bool, seen: _Seen) -> None:
-        """Write the condition LeaseFresh where it changed, and end a fencing whose node renewed."""
+        """Write the condition LeaseFresh where it changed, and end a fencing whose node renewed.
+
+        A node about which there is evidence may have booted and renew its lease; it is back only when
+        `services.returning` has admitted it.
+        """
         shown = next((c for c in node.status.conditions if c.type == "LeaseFresh"), None)
+        found = self.herd.follower.get(NodeFencing, node.name)
+        is_away = found is not None and found.status.phase.has_evidence
         if watched.unchanged_s <= 0 and watched.lease is not None:  # it was renewed since the scan before
-            if shown is None or shown.status != "True":
+            if not is_away and (shown is None or shown.status != "True"):
                 self._write(node.name, fresh=True, message="")
-            found = self.herd.follower.get(NodeFencing, node.name)
             if found is not None and found.status.phase is not FencePhase.IDLE:
                 fencing.end_renewed(self.ctx, node.name, watched.lease)
             if node.name in seen.suspicions:
@@ -323,6 +328,9 @@ class Liveness:
             old = self.ctx.store.find(Node, name)
             if old is None:
                 return
+            found = self.ctx.store.find(NodeFencing, name)
+            if fresh and found is not None and found.status.phase.has_evidence:
+                return  # it came meanwhile
             condition = Condition(
                 type="LeaseFresh",
                 status="True" if fresh else "False",

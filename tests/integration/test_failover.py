@@ -9,11 +9,12 @@ from orchestrator.errors import NotFound, Refused
 from orchestrator.fencing.agents import Power
 from orchestrator.lease import Membership
 from orchestrator.queues import Task
-from orchestrator.resources import Event, Node, NodeFencing, OperationType, RunPolicy, VmPhase, find_condition
+from orchestrator.resources import Condition, Event, Node, NodeFencing, OperationType, RunPolicy, VmPhase, find_condition
 from orchestrator.resources.fencing import FenceLevel, FencePhase
 from orchestrator.services import fencing as services
 from orchestrator.services.failover import recover_node
 from orchestrator.services.fencing import arm, confirm, disarm, read_power
+from orchestrator.services.inventory import put_node
 from orchestrator.services.liveness import Liveness
 from orchestrator.services.nodes import set_labels, set_unschedulable
 from orchestrator.services.operations import create_operation, new_operation
@@ -502,6 +503,50 @@ class TestOpenGrants:
         kept = armed.fencing("n1").status.kept
         assert kept is not None
         assert kept.labels["rack"] == "r1"
+
+
+class TestBootedBeforeItIsBack:
+    """It was fenced, booted and renews its lease, while what it had is still being settled."""
+
+    @pytest.fixture
+    def booted(self, stage: Stage, armed: FencingStage) -> FencingStage:
+        stage.add_vm("a", "n1")
+        stage.evict("a")
+        (message,) = stage.grant()
+        grant = stage.nodes["n1"].begin(message)
+        assert grant is not None
+        stage.read()
+        stage.nodes["n1"].switch_over(grant)
+        armed.lose("n1")
+        until_fenced(armed, "n1")
+        assert armed.fencing("n1").status.phase is FencePhase.FENCED  # the target has not answered
+        armed.renew("n1", boot_id="b-next", generation="g-next")
+        return armed
+
+    def test_it_is_not_ready(self, stage: Stage, booted: FencingStage) -> None:
+        for _ in range(5):
+            booted.renew("n1", boot_id="b-next", generation="g-next")
+            stage.herd.follower.sync()
+            booted.now_s += 1
+            booted.liveness.scan()
+            assert not stage.store.get(Node, "n1").is_ready
+
+    def test_nothing_is_granted_there_whatever_its_conditions_say(self, stage: Stage, booted: FencingStage) -> None:
+        node = stage.store.get(Node, "n1")
+        batch = stage.store.batch()
+        fresh = Condition(type="LeaseFresh", status="True", reason="Renewed", message="")
+        put_node(batch, node, node, (fresh,), stage.ctx.now())
+        stage.store.must_commit(batch)
+        for name in ("n2", "n3", "n4"):
+            set_unschedulable(booted.ctx, name, unschedulable=True)
+        vm = stage.add_vm("b", "n2")
+        stage.nodes["n2"].power_off(vm.metadata.uid)
+        stage.read()
+        create_operation(stage.ctx, new_operation("b", OperationType.START))
+        assert stage.store.get(Node, "n1").is_schedulable
+        assert stage.grant() == []
+        (operation,) = [o for o in stage.operations() if o.spec.virtual_machine_name == "b"]
+        assert operation.status.grant is None
 
 
 class TestReturn:
