@@ -57,7 +57,18 @@ class _Read:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What one round trip showed."""
+    """What one round trip showed.
+
+    Attributes:
+        glance: At what, and when.
+        leases: By node.
+        agents: Their agents' signs of life.
+        membership: As it is published.
+        suspicions: That are open, by node.
+        disarmed: Why nothing is fenced, by node.
+        is_replicated: This Redis has replicas, or was one before it was promoted.
+        may_lose_writes: Likewise, and it does not wait for them (rule 9): it may go on alone for ever.
+    """
 
     glance: Glance
     leases: Mapping[str, StoredLease | None]
@@ -65,6 +76,7 @@ class _Seen:
     membership: Membership
     suspicions: Mapping[str, Suspicion]
     disarmed: Mapping[str, str]
+    is_replicated: bool
     may_lose_writes: bool
 
 
@@ -137,6 +149,9 @@ class Liveness:
         glance = Glance(
             str(server["run_id"]), str(replication["master_replid"]), seconds + micros / 1e6, clock, read_at
         )
+        has_replicas = int(cast("int", replication.get("connected_slaves", 0))) > 0
+        # Where it was promoted, its replicas may be those that were cut off with the old primary.
+        is_replicated = has_replicas or int(cast("int", replication.get("second_repl_offset", -1))) >= 0
         texts = cast("list[str | None]", answer[6]) if names else []
         signs = cast("list[str | None]", answer[7]) if names else []
         return _Seen(
@@ -146,16 +161,18 @@ class Liveness:
             read_membership(cast("str | None", answer[3])),
             {name: read_suspicion(text) for name, text in cast("dict[str, str]", answer[4]).items()},
             cast("dict[str, str]", answer[5]),
-            # Rule 9: a replicated Redis that does not wait for its replicas may go on alone for ever.
-            int(cast("int", replication.get("connected_slaves", 0))) > 0
-            and "min_slaves_good_slaves" not in replication,
+            is_replicated,
+            is_replicated and "min_slaves_good_slaves" not in replication,
         )
 
     def _note_interruption(self, seen: _Seen) -> None:
         why = interruption(self._glance, seen.glance)
-        failed_over = self._glance is not None and self._glance.replication_id != seen.glance.replication_id
-        was_redis = self._glance is not None and (failed_over or self._glance.run_id != seen.glance.run_id)
-        self._glance = seen.glance
+        before, self._glance = self._glance, seen.glance
+        if before is None:  # nobody knows what it missed: Redis may have failed over a moment ago
+            failed_over, was_redis = seen.is_replicated, True
+        else:
+            failed_over = before.replication_id != seen.glance.replication_id
+            was_redis = failed_over or before.run_id != seen.glance.run_id
         if not why:
             return
         log.info("liveness begins anew", why=why)

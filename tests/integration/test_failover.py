@@ -246,12 +246,63 @@ class TestDeadline:
         seconds = until_fenced(armed, "n1")
         assert seconds > timing.lease_ttl + timing.margin
 
+    def test_nor_do_the_acknowledgements_of_before_count(self, stage: Stage, armed: FencingStage) -> None:
+        """Redis may have failed over while no worker looked."""
+        armed.lose("n1")
+        until_suspected(stage, armed)
+        before = stage.store.redis.hget(keys.SUSPICIONS, "n1")
+        armed.liveness = Liveness(armed.ctx, stage.herd)
+        armed.scan()
+        assert not stage.store.redis.hexists(keys.SUSPICIONS, "n1")
+        until_suspected(stage, armed)
+        assert stage.store.redis.hget(keys.SUSPICIONS, "n1") != before
+
+    def test_it_waits_for_a_failover_where_redis_is_replicated(
+        self, stage: Stage, armed: FencingStage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        was_promoted(armed, monkeypatch, min_slaves_good_slaves=1)
+        armed.liveness = Liveness(armed.ctx, stage.herd)
+        armed.lose("n1")
+        timing = armed.renew("n2").timing
+        seconds = until_fenced(armed, "n1", 240)
+        assert seconds > timing.lease_ttl + timing.margin + armed.ctx.config.redis_failover_wait
+
+    def test_not_from_a_redis_that_was_promoted_and_waits_for_no_replica(
+        self, stage: Stage, armed: FencingStage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        was_promoted(armed, monkeypatch)
+        stage.add_vm("a", "n1")
+        armed.lose("n1")
+        no_evidence(armed, "n1")
+        assert stage.store.redis.hlen(keys.SUSPICIONS) == 0
+
     def test_failsafe_off_needs_no_vote(self, stage: Stage, armed: FencingStage) -> None:
         armed.renew("n1", failsafe=False)
         armed.lose("n1")
         armed.holding = False
         until_fenced(armed, "n1")
         assert stage.store.redis.hlen(keys.SUSPICIONS) == 0
+
+
+def was_promoted(herd: FencingStage, monkeypatch: pytest.MonkeyPatch, **more: int) -> None:
+    """Redis says that it was a replica before it was promoted, and has none of its own now."""
+    pipeline = herd.stage.store.redis.pipeline
+
+    def told(*args: Any, **kwargs: Any) -> Any:
+        pipe = pipeline(*args, **kwargs)
+        execute = pipe.execute
+
+        def answer(*args: Any, **kwargs: Any) -> list[Any]:
+            found = execute(*args, **kwargs)
+            for item in found:
+                if isinstance(item, dict) and "second_repl_offset" in item:
+                    item |= {"second_repl_offset": 1234, "connected_slaves": 0, **more}
+            return found
+
+        pipe.execute = answer
+        return pipe
+
+    monkeypatch.setattr(herd.stage.store.redis, "pipeline", told)
 
 
 def until_fenced(herd: FencingStage, name: str, seconds: int = 120) -> float:
