@@ -137,6 +137,53 @@ class TestBmc:
         read_power(herd.ctx, herd.tools, "n1")
         assert herd.fencing("n1").status.reason == services.BMC_CONTRADICTS
 
+    def test_nor_later_when_the_node_is_lost(self, stage: Stage, herd: FencingStage) -> None:
+        contradict(herd)
+        herd.lose("n1")
+        assert herd.until_tried("n1").status.reason == "BmcOfAnother"
+        assert herd.switches.cut == []
+
+    def test_nor_after_the_node_was_lost_and_came_back(self, stage: Stage, herd: FencingStage) -> None:
+        contradict(herd)
+        herd.beating.discard("n1")
+        herd.until_tried("n1")
+        herd.beating.add("n1")
+        herd.scan(3)
+        assert herd.fencing("n1").status.phase is FencePhase.IDLE
+        read_power(herd.ctx, herd.tools, "n1")
+        assert not stage.store.redis.exists(keys.bmc_on("n1"))
+        herd.lose("n1")
+        assert herd.until_tried("n1").status.reason == "BmcOfAnother"
+        assert herd.switches.cut == []
+
+    def test_another_bmc_is_trusted_again(self, stage: Stage, herd: FencingStage) -> None:
+        contradict(herd)
+        herd.configure("n1", bmc=a_bmc("n1"))
+        herd.lose("n1")
+        assert herd.until_tried("n1").status.phase.has_evidence
+        assert herd.switches.cut == ["n1"]
+
+    def test_swapped_addresses_are_remembered(self, stage: Stage, herd: FencingStage) -> None:
+        """When the healthy host whose power was cut is back, nothing is known of the lost one still."""
+        stage.add_vm("a", "n1")
+        herd.configure("n1", bmc=a_bmc("n2"))
+        herd.switches.on_cut = herd.lose
+        herd.lose("n1")
+        herd.until_tried("n1")
+        herd.beating.add("n2")
+        herd.switches.power["n2"] = Power.ON
+        no_evidence(herd, "n1")
+        assert herd.switches.cut == ["n2"]
+
+    def test_one_that_stays_unconfirmed_keeps_no_other_from_being_read(
+        self, stage: Stage, herd: FencingStage
+    ) -> None:
+        herd.configure("n2", bmc=a_bmc("n2"))
+        herd.lose("n1")
+        assert herd.until_tried("n1").status.phase is FencePhase.UNCONFIRMED
+        stage.forget()
+        assert services.read_powers(herd.ctx) == 1
+
     def test_a_renewal_between_is_no_evidence(self, stage: Stage, herd: FencingStage) -> None:
         stage.add_vm("a", "n1")
         herd.configure("n1", bmc=a_bmc("n1"))
@@ -282,6 +329,15 @@ class TestDeadline:
         armed.holding = False
         until_fenced(armed, "n1")
         assert stage.store.redis.hlen(keys.SUSPICIONS) == 0
+
+
+def contradict(herd: FencingStage) -> None:
+    """The BMC on record for n1 is n2's: it was read as off while n1 lived, and n2 was switched on later."""
+    herd.configure("n1", bmc=a_bmc("n2"))
+    herd.switches.power["n2"] = Power.OFF
+    read_power(herd.ctx, herd.tools, "n1")
+    assert herd.fencing("n1").status.reason == services.BMC_CONTRADICTS
+    herd.switches.power["n2"] = Power.ON
 
 
 def was_promoted(herd: FencingStage, monkeypatch: pytest.MonkeyPatch, **more: int) -> None:
