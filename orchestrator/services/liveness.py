@@ -269,11 +269,15 @@ class Liveness:
         )
 
     def _is_alive_otherwise(self, watched: Watched) -> bool:
-        """Whether a node without a watchdog has given a sign of life, though its heartbeat is dead."""
-        if watched.lease is None or watched.lease.armed:
+        """Whether a node without a watchdog has given a sign of life, though its heartbeat is dead.
+
+        One whose lease can't be read may have none either; only a lease that says `armed` makes the agent's word void.
+        """
+        if watched.lease is not None and watched.lease.armed:
             return False
+        ttl = watched.lease.timing.lease_ttl if watched.lease is not None else self.ctx.config.lease_ttl
         silent_s = self._leases[watched.name].since + watched.unchanged_s - self._agents[watched.name].since
-        return bool(self._agents[watched.name].value) and silent_s < watched.lease.timing.lease_ttl / 2
+        return bool(self._agents[watched.name].value) and silent_s < ttl / 2
 
     def _is_due(self, name: str, clock: float) -> bool:
         if clock - self._asked_at.get(name, float("-inf")) < _ASK_AGAIN_S:

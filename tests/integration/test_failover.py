@@ -431,6 +431,34 @@ class TestWhatIsNotFenced:
         assert arm(armed.ctx, "")
         until_fenced(armed, "n1")
 
+    def test_while_it_is_disarmed_what_halts_a_fencing_still_does(self, stage: Stage, armed: FencingStage) -> None:
+        armed.holding = False
+        armed.lose("n1")
+        armed.until_tried("n1")
+        assert disarm(armed.ctx, "", "maintenance of the switch")
+        armed.beating.discard("n2")
+        no_evidence(armed, "n1", 15)
+        armed.configure("n1", bmc=a_bmc("n1"))
+        no_evidence(armed, "n1", 15)
+        assert armed.fencing("n1").status.reason == "TooManyLost"
+        assert armed.switches.cut == []
+
+    @pytest.mark.parametrize("text", [None, "{}"])
+    def test_one_whose_lease_can_t_be_read_and_whose_agent_lives(
+        self, stage: Stage, herd: FencingStage, text: str | None
+    ) -> None:
+        herd.configure("n1", bmc=a_bmc("n1"))
+        herd.beating.discard("n1")
+        stage.store.redis.delete(keys.lease("n1"))
+        if text is not None:
+            stage.store.redis.set(keys.lease("n1"), text)
+        for count in range(60):
+            stage.store.redis.set(keys.agent("n1"), str(count))
+            herd.scan()
+            herd.settle()
+        assert herd.fencing("n1").status.reason == "AgentAlive"
+        assert herd.switches.cut == []
+
     def test_after_an_interruption_everyone_has_their_whole_time(self, stage: Stage, armed: FencingStage) -> None:
         armed.now_s += 60  # nobody looked for a minute, and n1's heartbeat comes late
         armed.beating.discard("n1")
