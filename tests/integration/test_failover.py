@@ -9,7 +9,16 @@ from orchestrator.errors import NotFound, Refused
 from orchestrator.fencing.agents import Power
 from orchestrator.lease import Membership
 from orchestrator.queues import Task
-from orchestrator.resources import Condition, Event, Node, NodeFencing, OperationType, RunPolicy, VmPhase, find_condition
+from orchestrator.resources import (
+    Condition,
+    Event,
+    Node,
+    NodeFencing,
+    OperationType,
+    RunPolicy,
+    VmPhase,
+    find_condition,
+)
 from orchestrator.resources.fencing import FenceLevel, FencePhase
 from orchestrator.services import fencing as services
 from orchestrator.services.failover import recover_node
@@ -175,9 +184,7 @@ class TestBmc:
         no_evidence(herd, "n1")
         assert herd.switches.cut == ["n2"]
 
-    def test_one_that_stays_unconfirmed_keeps_no_other_from_being_read(
-        self, stage: Stage, herd: FencingStage
-    ) -> None:
+    def test_one_that_stays_unconfirmed_keeps_no_other_from_being_read(self, stage: Stage, herd: FencingStage) -> None:
         herd.configure("n2", bmc=a_bmc("n2"))
         herd.lose("n1")
         assert herd.until_tried("n1").status.phase is FencePhase.UNCONFIRMED
@@ -355,7 +362,7 @@ def was_promoted(herd: FencingStage, monkeypatch: pytest.MonkeyPatch, **more: in
                     item |= {"second_repl_offset": 1234, "connected_slaves": 0, **more}
             return found
 
-        pipe.execute = answer
+        monkeypatch.setattr(pipe, "execute", answer)
         return pipe
 
     monkeypatch.setattr(herd.stage.store.redis, "pipeline", told)
