@@ -233,7 +233,8 @@ def read_lease(text: str | None) -> StoredLease | None:
         found = json.loads(text)
         known = {attribute.name for attribute in fields(Lease)}
         values: dict[str, Any] = {key: value for key, value in found.items() if key in known}
-        timing = Timing(**{key: float(value) for key, value in values.pop("timing").items()})
+        times = {attribute.name for attribute in fields(Timing)}
+        timing = Timing(**{key: float(value) for key, value in values.pop("timing").items() if key in times})
         suspicions = tuple(str(item) for item in values.pop("suspicions", ()))
         lease = Lease(**values, timing=timing, suspicions=suspicions)
         if not _is_sound(lease):

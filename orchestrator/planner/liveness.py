@@ -154,8 +154,6 @@ def judge(lost: Lost, herd: Circumstances, timing: Timing, margin: float) -> Jud
         return Judgement(Act.NOT_READY, "CordonedAndEmpty", f"{for_s}; it is cordoned and runs nothing")
     if not lost.is_enabled:
         return Judgement(Act.NOT_READY, "FencingDisabled", f"{for_s}; fencing is not enabled: nothing of it restarts")
-    if lost.disarmed:
-        return Judgement(Act.HOLD, "FailoverDisarmed", f"{for_s}; failover is disarmed: {lost.disarmed}")
     wait = timing.lease_ttl + margin + herd.wait_more_s
     if herd.quiet_s < wait:  # rules 6 and 9
         why = f"the control plane was interrupted {herd.quiet_s:.0f} s ago, and waits for {wait:.0f} s"
@@ -164,6 +162,8 @@ def judge(lost: Lost, herd: Circumstances, timing: Timing, margin: float) -> Jud
         common = f" ({herd.correlated})" if herd.correlated else ""
         why = f"{herd.lost} of {herd.members} members look lost{common}, more than {herd.max_unhealthy} %"
         return Judgement(Act.HOLD, "TooManyLost", f"{for_s}; {why}: nothing is fenced by itself, a person may confirm")
+    if lost.disarmed:  # last: it does not end a fencing under way, and what stands above does
+        return Judgement(Act.HOLD, "FailoverDisarmed", f"{for_s}; failover is disarmed: {lost.disarmed}")
     common = f"; {herd.correlated}" if herd.correlated else ""
     return Judgement(Act.FENCE, "LeaseExpired", for_s + common)
 

@@ -150,6 +150,7 @@ class NodeFencingStatus(Model):
             reported before the evidence may still be unread.
         orders: By UUID, what the node has to destroy before it is back.
         powered_off: Whether we cut its power, so that `afterwards` applies.
+        bmc_distrust: Why this BMC is taken for another host's; empty: it is not. It stays until another BMC is set.
     """
 
     phase: FencePhase = FencePhase.IDLE
@@ -162,6 +163,7 @@ class NodeFencingStatus(Model):
     evidence: Evidence | None = None
     kept: KeptNode | None = None
     powered_off: bool = False
+    bmc_distrust: str = ""
     listing_order: str = ""
     orders: dict[str, Order] = Field(default_factory=dict)
 

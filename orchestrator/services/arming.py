@@ -1,4 +1,7 @@
-"""Which nodes' watchdogs are to be disarmed: those that are about to be disrupted on purpose.
+"""Which nodes' watchdogs are to be disarmed: those that may not be fenced, or are to be disrupted on purpose.
+
+A watchdog resets its host so that its VMs may start elsewhere: where nothing of a node is restarted by itself, a reset
+would only do harm.
 
 The word is a key that the node may read (`disarm:<node>`). The node disarms after Redis has acknowledged that its lease
 no longer says `armed`, and arms again when the word is taken back.
@@ -6,7 +9,8 @@ no longer says `armed`, and arms again when the word is taken back.
 
 from typing import Final, cast
 
-from orchestrator.resources import Node
+from orchestrator.resources import Node, NodeFencing
+from orchestrator.resources.fencing import is_enabled_by_label
 from orchestrator.services.context import Context
 from orchestrator.services.herd import Herd
 from orchestrator.store import keys
@@ -20,14 +24,20 @@ DISARMING_ANNOTATIONS: Final = (
 """The platform's own, on which its fencing agent disarms (deckhouse, node-manager); whatever their values."""
 
 
-def disarm_reason(node: Node) -> str:
+NOT_ENABLED: Final = "fencing is not enabled for this node"
+
+
+def disarm_reason(node: Node, fencing: NodeFencing | None) -> str:
     """Say why a node's watchdog is to be disarmed; empty when it may be armed."""
+    labels = node.metadata.labels
+    if not (fencing.is_enabled(labels) if fencing is not None else is_enabled_by_label(labels)):
+        return NOT_ENABLED
     found = [name for name in DISARMING_ANNOTATIONS if name in node.metadata.annotations]
     return f"annotation {found[0]}" if found else ""
 
 
 def keep_arming(ctx: Context, herd: Herd) -> None:
-    """Have `disarm:<node>` say for each node what its annotations ask for."""
+    """Have `disarm:<node>` say for each node whether it may be fenced, and what its annotations ask for."""
     nodes = sorted((node for node in herd.follower.all(Node) if not node.spec.witness), key=lambda node: node.name)
     if not nodes:
         return
@@ -35,7 +45,7 @@ def keep_arming(ctx: Context, herd: Herd) -> None:
     with redis_errors(redis):
         said = cast("list[str | None]", redis.mget([keys.disarm(node.name) for node in nodes]))
         for node, before in zip(nodes, said, strict=True):
-            reason = disarm_reason(node)
+            reason = disarm_reason(node, herd.follower.get(NodeFencing, node.name))
             if reason and before != reason:
                 redis.set(keys.disarm(node.name), reason)
             elif not reason and before is not None:

@@ -135,11 +135,11 @@ def _must_hold(ctx: Context, batch: Batch, name: str) -> None:
     """Commit while the evidence stands.
 
     Raises:
-        Conflict: Something changed.
+        Conflict: Something changed, or the evidence is gone.
     """
     fencing = _fenced(ctx, name)
     if fencing is None:
-        return
+        raise Conflict(f"there is no evidence about node {name} any more")
     batch.check("unchanged", NodeFencing.kind_name, name, fencing.version)
     ctx.store.must_commit(batch)
 

@@ -42,6 +42,8 @@ _CONNECT_S = 2.0
 _PORTS = {"tls": 16_514, "tcp": 16_509}
 BMC_CONTRADICTS = "BmcContradicts"
 """Reason of a fencing whose BMC was read as off while the node's lease was fresh: it is another host's."""
+BMC_OF_ANOTHER = "BmcOfAnother"
+"""Reason of a fencing without evidence, as its BMC is taken for another host's."""
 
 
 def is_listening(host: str, port: int) -> bool:
@@ -165,7 +167,9 @@ def end_renewed(ctx: Context, name: str, lease: Lease) -> None:
             return None
         if (status.generation, status.sequence) == lease.identity:
             return None
-        return old.with_(status=NodeFencingStatus(since=ctx.now(), reason="LeaseRenewed", message="it is back"))
+        at, distrust = ctx.now(), status.bmc_distrust
+        back = NodeFencingStatus(since=at, reason="LeaseRenewed", message="it is back", bmc_distrust=distrust)
+        return old.with_(status=back)
 
     _change(ctx, name, change, Note("NodeFencingEnded", "it renewed its lease: it is not fenced"))
 
@@ -219,8 +223,8 @@ def _seek(ctx: Context, tools: Tools, name: str, fencing: NodeFencing) -> "_NoEv
     if bmc is None:
         waits = "its watchdog's deadline is waited for" if lease is not None and lease.armed else "it has no watchdog"
         return _NoEvidence("NoBmc", f"it has no BMC, and {waits}")
-    if fencing.status.reason == BMC_CONTRADICTS:
-        return _NoEvidence(BMC_CONTRADICTS, "its BMC was read as off while it ran: it is another host's")
+    if fencing.status.bmc_distrust:
+        return _NoEvidence(BMC_OF_ANOTHER, fencing.status.bmc_distrust)
     answer = tools.switch.status(bmc)
     if answer.power is Power.UNKNOWN:
         return _NoEvidence("BmcUnreadable", answer.problem)
@@ -240,10 +244,9 @@ def _seek(ctx: Context, tools: Tools, name: str, fencing: NodeFencing) -> "_NoEv
         how = "the power was cut, and read back as off by its BMC"
     silent = _silent_others(ctx, name, away or frozenset())
     if silent:
-        return _NoEvidence(
-            "BmcOfAnother",
-            f"{', '.join(silent)} fell silent too: whose power was cut is not known (are BMC addresses swapped?)",
-        )
+        text = f"{', '.join(silent)} fell silent too: whose power was cut is not known (are BMC addresses swapped?)"
+        _distrust(ctx, name, bmc, text)
+        return _NoEvidence(BMC_OF_ANOTHER, text)
     current = ctx.store.find(NodeFencing, name)
     if current is None or not current.status.phase.is_open:
         return "ended meanwhile"
@@ -252,6 +255,15 @@ def _seek(ctx: Context, tools: Tools, name: str, fencing: NodeFencing) -> "_NoEv
     except Conflict:
         return "changed meanwhile"
     return f"no evidence: {refused.check} {refused.detail}" if refused is not None else how
+
+
+def _distrust(ctx: Context, name: str, bmc: Bmc, why: str) -> None:
+    """Use a BMC for nothing any more, until another one is set."""
+
+    def change(old: NodeFencing) -> NodeFencing | None:
+        return old.with_status(bmc_distrust=why) if old.spec.bmc == bmc else None
+
+    _change(ctx, name, change)
 
 
 def _cut(ctx: Context, tools: Tools, name: str, fencing: NodeFencing, bmc: Bmc) -> "_NoEvidence | None":
@@ -264,6 +276,8 @@ def _cut(ctx: Context, tools: Tools, name: str, fencing: NodeFencing, bmc: Bmc) 
         current = ctx.store.find(NodeFencing, name)
         if current is None or not current.status.phase.is_open:
             return _NoEvidence("Ended", "the fencing ended meanwhile")
+        if current.status.bmc_distrust:
+            return _NoEvidence(BMC_OF_ANOTHER, current.status.bmc_distrust)
         log.warning("power is cut", node=name, agent=bmc.agent)
         problem = tools.switch.switch(bmc, on=False)
         for _ in range(_READ_BACK_TRIES):
@@ -360,9 +374,12 @@ def power_on_again(ctx: Context, tools: Tools, name: str) -> str:
 
 
 def read_powers(ctx: Context) -> int:
-    """Have each BMC read that was not read for two minutes; give how many. Not while a node is being fenced."""
+    """Have each BMC read that was not read for two minutes; give how many. Not while a node is being fenced.
+
+    One that stays unconfirmed does not count: what is known of the others' BMCs would run out.
+    """
     fencings = ctx.store.all(NodeFencing)
-    if any(fencing.status.phase.is_open for fencing in fencings):
+    if any(fencing.status.phase is FencePhase.FENCING for fencing in fencings):
         return 0
     names = [fencing.name for fencing in fencings if fencing.spec.bmc is not None]
     with redis_errors(ctx.store.redis):
@@ -386,6 +403,8 @@ def read_power(ctx: Context, tools: Tools, name: str) -> str:
         return f"{name}: its lease is not fresh"
     answer = tools.switch.status(fencing.spec.bmc)
     if answer.power is Power.ON:
+        if fencing.status.bmc_distrust:
+            return f"{name}: on, and not trusted: {fencing.status.bmc_distrust}"
         away = sorted(n.name for n in ctx.store.all(Node) if n.name != name and not _is_fresh(n))
         value = json.dumps({"bmc": _fingerprint(fencing.spec.bmc), "away": away})
         with redis_errors(ctx.store.redis):
@@ -403,6 +422,7 @@ def read_power(ctx: Context, tools: Tools, name: str) -> str:
         message = "its BMC says that its power is off, and it runs: the BMC is another host's"
         with redis_errors(ctx.store.redis):
             ctx.store.redis.delete(keys.bmc_on(name))
+        _distrust(ctx, name, fencing.spec.bmc, message)
         _say_idle(ctx, name, BMC_CONTRADICTS, message)
         return f"{name}: {message}"
     _say_idle(ctx, name, "BmcUnreadable", answer.problem)
@@ -451,6 +471,8 @@ def set_fencing(ctx: Context, name: str, change: Callable[[NodeFencingSpec], Nod
         old = ctx.store.find(NodeFencing, name)
         base = old or _new(ctx, name)
         new = base.with_(spec=change(base.spec))
+        if new.spec.bmc != base.spec.bmc:
+            new = new.with_status(bmc_distrust="")
         if new == old:
             return new
         batch = ctx.store.batch()

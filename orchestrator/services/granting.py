@@ -137,6 +137,9 @@ def _grant(ctx: Context, snapshot: Snapshot, go: Go, epoch: int, placements: int
             batch.check("placements", placements)
         batch.effect("HINCRBY", keys.PLACEMENTS, "count", 1)
         batch.check("schedulable", go.target)
+        # A host that was fenced and booted again renews its lease before `returning` has taken it back: what recovery
+        # says of it, "it has nothing", must stay true until then.
+        batch.check("value", keys.taken_over(go.target), "")
         batch.check("fits", go.target, grant.memory_mib, grant.cpu_millicores, target.memory_mib, target.cpu_millicores)
     if transition.vm is None:
         # What stopped or moved the VM since the plan's snapshot makes this a refusal.

@@ -57,7 +57,18 @@ class _Read:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What one round trip showed."""
+    """What one round trip showed.
+
+    Attributes:
+        glance: At what, and when.
+        leases: By node.
+        agents: Their agents' signs of life.
+        membership: As it is published.
+        suspicions: That are open, by node.
+        disarmed: Why nothing is fenced, by node.
+        is_replicated: This Redis has replicas, or was one before it was promoted.
+        may_lose_writes: Likewise, and it does not wait for them (rule 9): it may go on alone for ever.
+    """
 
     glance: Glance
     leases: Mapping[str, StoredLease | None]
@@ -65,6 +76,7 @@ class _Seen:
     membership: Membership
     suspicions: Mapping[str, Suspicion]
     disarmed: Mapping[str, str]
+    is_replicated: bool
     may_lose_writes: bool
 
 
@@ -137,6 +149,9 @@ class Liveness:
         glance = Glance(
             str(server["run_id"]), str(replication["master_replid"]), seconds + micros / 1e6, clock, read_at
         )
+        has_replicas = int(cast("int", replication.get("connected_slaves", 0))) > 0
+        # Where it was promoted, its replicas may be those that were cut off with the old primary.
+        is_replicated = has_replicas or int(cast("int", replication.get("second_repl_offset", -1))) >= 0
         texts = cast("list[str | None]", answer[6]) if names else []
         signs = cast("list[str | None]", answer[7]) if names else []
         return _Seen(
@@ -146,16 +161,18 @@ class Liveness:
             read_membership(cast("str | None", answer[3])),
             {name: read_suspicion(text) for name, text in cast("dict[str, str]", answer[4]).items()},
             cast("dict[str, str]", answer[5]),
-            # Rule 9: a replicated Redis that does not wait for its replicas may go on alone for ever.
-            int(cast("int", replication.get("connected_slaves", 0))) > 0
-            and "min_slaves_good_slaves" not in replication,
+            is_replicated,
+            is_replicated and "min_slaves_good_slaves" not in replication,
         )
 
     def _note_interruption(self, seen: _Seen) -> None:
         why = interruption(self._glance, seen.glance)
-        failed_over = self._glance is not None and self._glance.replication_id != seen.glance.replication_id
-        was_redis = self._glance is not None and (failed_over or self._glance.run_id != seen.glance.run_id)
-        self._glance = seen.glance
+        before, self._glance = self._glance, seen.glance
+        if before is None:  # nobody knows what it missed: Redis may have failed over a moment ago
+            failed_over, was_redis = seen.is_replicated, True
+        else:
+            failed_over = before.replication_id != seen.glance.replication_id
+            was_redis = failed_over or before.run_id != seen.glance.run_id
         if not why:
             return
         log.info("liveness begins anew", why=why)
@@ -195,12 +212,17 @@ class Liveness:
     # --- acting -----------------------------------------------------------------------------------------------------
 
     def _show(self, node: Node, watched: Watched, *, is_lost: bool, seen: _Seen) -> None:
-        """Write the condition LeaseFresh where it changed, and end a fencing whose node renewed."""
+        """Write the condition LeaseFresh where it changed, and end a fencing whose node renewed.
+
+        A node about which there is evidence may have booted and renew its lease; it is back only when
+        `services.returning` has admitted it.
+        """
         shown = next((c for c in node.status.conditions if c.type == "LeaseFresh"), None)
+        found = self.herd.follower.get(NodeFencing, node.name)
+        is_away = found is not None and found.status.phase.has_evidence
         if watched.unchanged_s <= 0 and watched.lease is not None:  # it was renewed since the scan before
-            if shown is None or shown.status != "True":
+            if not is_away and (shown is None or shown.status != "True"):
                 self._write(node.name, fresh=True, message="")
-            found = self.herd.follower.get(NodeFencing, node.name)
             if found is not None and found.status.phase is not FencePhase.IDLE:
                 fencing.end_renewed(self.ctx, node.name, watched.lease)
             if node.name in seen.suspicions:
@@ -247,11 +269,15 @@ class Liveness:
         )
 
     def _is_alive_otherwise(self, watched: Watched) -> bool:
-        """Whether a node without a watchdog has given a sign of life, though its heartbeat is dead."""
-        if watched.lease is None or watched.lease.armed:
+        """Whether a node without a watchdog has given a sign of life, though its heartbeat is dead.
+
+        One whose lease can't be read may have none either; only a lease that says `armed` makes the agent's word void.
+        """
+        if watched.lease is not None and watched.lease.armed:
             return False
+        ttl = watched.lease.timing.lease_ttl if watched.lease is not None else self.ctx.config.lease_ttl
         silent_s = self._leases[watched.name].since + watched.unchanged_s - self._agents[watched.name].since
-        return bool(self._agents[watched.name].value) and silent_s < watched.lease.timing.lease_ttl / 2
+        return bool(self._agents[watched.name].value) and silent_s < ttl / 2
 
     def _is_due(self, name: str, clock: float) -> bool:
         if clock - self._asked_at.get(name, float("-inf")) < _ASK_AGAIN_S:
@@ -323,6 +349,9 @@ class Liveness:
             old = self.ctx.store.find(Node, name)
             if old is None:
                 return
+            found = self.ctx.store.find(NodeFencing, name)
+            if fresh and found is not None and found.status.phase.has_evidence:
+                return  # it came meanwhile
             condition = Condition(
                 type="LeaseFresh",
                 status="True" if fresh else "False",

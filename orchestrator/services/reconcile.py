@@ -49,8 +49,8 @@ def reconcile(ctx: Context, herd: Herd) -> None:
     drains.keep_drains(ctx, herd)
     maintenances.keep_maintenances(ctx, herd)
     keep_classes(ctx, herd)
+    keep_arming(ctx, herd)  # before it is a member: a member arms, unless it is told not to
     _try(partial(_keep_membership, ctx, herd), "membership")
-    keep_arming(ctx, herd)
     for operation in operations:
         if operation.metadata.deletion_timestamp is not None and operation.status.grant is None:
             remove_deleted(ctx, operation.key)

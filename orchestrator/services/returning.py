@@ -59,7 +59,9 @@ def admit(ctx: Context, batch: Batch, name: str, body: dict[str, Any], at: datet
             ctx.messenger.send(Message(Task.NODE_SETTLE, lifecycle_queue(name), (name, order.id, order.kind.value)))
         return False, None
     kept = fencing.status.kept
-    back = fencing.with_(status=NodeFencingStatus(since=at, reason="Returned", message="it came back and joined again"))
+    said, distrust = "it came back and joined again", fencing.status.bmc_distrust
+    status = NodeFencingStatus(since=at, reason="Returned", message=said, bmc_distrust=distrust)
+    back = fencing.with_(status=status)
     batch.put(fencing, back)
     batch.check("value", keys.fencing(name), "")  # a hung fence agent ends before its node is back
     batch.effect("DEL", keys.taken_over(name))

@@ -69,6 +69,15 @@ def test_what_is_no_lease_is_as_good_as_none(text: str) -> None:
     assert read_lease(text) is None
 
 
+def test_what_a_later_version_says_besides_is_passed_over() -> None:
+    lease = a_lease(1)
+    found = json.loads(lease.text()) | {"renewed_ms": 1, "later": 1}
+    found["timing"]["later"] = 2.0
+    stored = read_lease(json.dumps(found))
+    assert stored is not None
+    assert stored.lease == lease
+
+
 def test_a_renewal_tells_what_the_control_plane_publishes(store: Store, node: NodeStore) -> None:
     membership = Membership(4, {"n1": "192.0.2.11:7949", "n2": "192.0.2.12:7949"})
     store.redis.set(keys.MEMBERSHIP, membership.text())

@@ -9,11 +9,21 @@ from orchestrator.errors import NotFound, Refused
 from orchestrator.fencing.agents import Power
 from orchestrator.lease import Membership
 from orchestrator.queues import Task
-from orchestrator.resources import Event, Node, NodeFencing, OperationType, RunPolicy, VmPhase, find_condition
+from orchestrator.resources import (
+    Condition,
+    Event,
+    Node,
+    NodeFencing,
+    OperationType,
+    RunPolicy,
+    VmPhase,
+    find_condition,
+)
 from orchestrator.resources.fencing import FenceLevel, FencePhase
 from orchestrator.services import fencing as services
 from orchestrator.services.failover import recover_node
 from orchestrator.services.fencing import arm, confirm, disarm, read_power
+from orchestrator.services.inventory import put_node
 from orchestrator.services.liveness import Liveness
 from orchestrator.services.nodes import set_labels, set_unschedulable
 from orchestrator.services.operations import create_operation, new_operation
@@ -136,6 +146,51 @@ class TestBmc:
         read_power(herd.ctx, herd.tools, "n1")
         assert herd.fencing("n1").status.reason == services.BMC_CONTRADICTS
 
+    def test_nor_later_when_the_node_is_lost(self, stage: Stage, herd: FencingStage) -> None:
+        contradict(herd)
+        herd.lose("n1")
+        assert herd.until_tried("n1").status.reason == "BmcOfAnother"
+        assert herd.switches.cut == []
+
+    def test_nor_after_the_node_was_lost_and_came_back(self, stage: Stage, herd: FencingStage) -> None:
+        contradict(herd)
+        herd.beating.discard("n1")
+        herd.until_tried("n1")
+        herd.beating.add("n1")
+        herd.scan(3)
+        assert herd.fencing("n1").status.phase is FencePhase.IDLE
+        read_power(herd.ctx, herd.tools, "n1")
+        assert not stage.store.redis.exists(keys.bmc_on("n1"))
+        herd.lose("n1")
+        assert herd.until_tried("n1").status.reason == "BmcOfAnother"
+        assert herd.switches.cut == []
+
+    def test_another_bmc_is_trusted_again(self, stage: Stage, herd: FencingStage) -> None:
+        contradict(herd)
+        herd.configure("n1", bmc=a_bmc("n1"))
+        herd.lose("n1")
+        assert herd.until_tried("n1").status.phase.has_evidence
+        assert herd.switches.cut == ["n1"]
+
+    def test_swapped_addresses_are_remembered(self, stage: Stage, herd: FencingStage) -> None:
+        """When the healthy host whose power was cut is back, nothing is known of the lost one still."""
+        stage.add_vm("a", "n1")
+        herd.configure("n1", bmc=a_bmc("n2"))
+        herd.switches.on_cut = herd.lose
+        herd.lose("n1")
+        herd.until_tried("n1")
+        herd.beating.add("n2")
+        herd.switches.power["n2"] = Power.ON
+        no_evidence(herd, "n1")
+        assert herd.switches.cut == ["n2"]
+
+    def test_one_that_stays_unconfirmed_keeps_no_other_from_being_read(self, stage: Stage, herd: FencingStage) -> None:
+        herd.configure("n2", bmc=a_bmc("n2"))
+        herd.lose("n1")
+        assert herd.until_tried("n1").status.phase is FencePhase.UNCONFIRMED
+        stage.forget()
+        assert services.read_powers(herd.ctx) == 1
+
     def test_a_renewal_between_is_no_evidence(self, stage: Stage, herd: FencingStage) -> None:
         stage.add_vm("a", "n1")
         herd.configure("n1", bmc=a_bmc("n1"))
@@ -245,12 +300,72 @@ class TestDeadline:
         seconds = until_fenced(armed, "n1")
         assert seconds > timing.lease_ttl + timing.margin
 
+    def test_nor_do_the_acknowledgements_of_before_count(self, stage: Stage, armed: FencingStage) -> None:
+        """Redis may have failed over while no worker looked."""
+        armed.lose("n1")
+        until_suspected(stage, armed)
+        before = stage.store.redis.hget(keys.SUSPICIONS, "n1")
+        armed.liveness = Liveness(armed.ctx, stage.herd)
+        armed.scan()
+        assert not stage.store.redis.hexists(keys.SUSPICIONS, "n1")
+        until_suspected(stage, armed)
+        assert stage.store.redis.hget(keys.SUSPICIONS, "n1") != before
+
+    def test_it_waits_for_a_failover_where_redis_is_replicated(
+        self, stage: Stage, armed: FencingStage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        was_promoted(armed, monkeypatch, min_slaves_good_slaves=1)
+        armed.liveness = Liveness(armed.ctx, stage.herd)
+        armed.lose("n1")
+        timing = armed.renew("n2").timing
+        seconds = until_fenced(armed, "n1", 240)
+        assert seconds > timing.lease_ttl + timing.margin + armed.ctx.config.redis_failover_wait
+
+    def test_not_from_a_redis_that_was_promoted_and_waits_for_no_replica(
+        self, stage: Stage, armed: FencingStage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        was_promoted(armed, monkeypatch)
+        stage.add_vm("a", "n1")
+        armed.lose("n1")
+        no_evidence(armed, "n1")
+        assert stage.store.redis.hlen(keys.SUSPICIONS) == 0
+
     def test_failsafe_off_needs_no_vote(self, stage: Stage, armed: FencingStage) -> None:
         armed.renew("n1", failsafe=False)
         armed.lose("n1")
         armed.holding = False
         until_fenced(armed, "n1")
         assert stage.store.redis.hlen(keys.SUSPICIONS) == 0
+
+
+def contradict(herd: FencingStage) -> None:
+    """The BMC on record for n1 is n2's: it was read as off while n1 lived, and n2 was switched on later."""
+    herd.configure("n1", bmc=a_bmc("n2"))
+    herd.switches.power["n2"] = Power.OFF
+    read_power(herd.ctx, herd.tools, "n1")
+    assert herd.fencing("n1").status.reason == services.BMC_CONTRADICTS
+    herd.switches.power["n2"] = Power.ON
+
+
+def was_promoted(herd: FencingStage, monkeypatch: pytest.MonkeyPatch, **more: int) -> None:
+    """Redis says that it was a replica before it was promoted, and has none of its own now."""
+    pipeline = herd.stage.store.redis.pipeline
+
+    def told(*args: Any, **kwargs: Any) -> Any:
+        pipe = pipeline(*args, **kwargs)
+        execute = pipe.execute
+
+        def answer(*args: Any, **kwargs: Any) -> list[Any]:
+            found = execute(*args, **kwargs)
+            for item in found:
+                if isinstance(item, dict) and "second_repl_offset" in item:
+                    item |= {"second_repl_offset": 1234, "connected_slaves": 0, **more}
+            return found
+
+        monkeypatch.setattr(pipe, "execute", answer)
+        return pipe
+
+    monkeypatch.setattr(herd.stage.store.redis, "pipeline", told)
 
 
 def until_fenced(herd: FencingStage, name: str, seconds: int = 120) -> float:
@@ -322,6 +437,34 @@ class TestWhatIsNotFenced:
         assert armed.fencing("n1").status.reason == "FailoverDisarmed"
         assert arm(armed.ctx, "")
         until_fenced(armed, "n1")
+
+    def test_while_it_is_disarmed_what_halts_a_fencing_still_does(self, stage: Stage, armed: FencingStage) -> None:
+        armed.holding = False
+        armed.lose("n1")
+        armed.until_tried("n1")
+        assert disarm(armed.ctx, "", "maintenance of the switch")
+        armed.beating.discard("n2")
+        no_evidence(armed, "n1", 15)
+        armed.configure("n1", bmc=a_bmc("n1"))
+        no_evidence(armed, "n1", 15)
+        assert armed.fencing("n1").status.reason == "TooManyLost"
+        assert armed.switches.cut == []
+
+    @pytest.mark.parametrize("text", [None, "{}"])
+    def test_one_whose_lease_can_t_be_read_and_whose_agent_lives(
+        self, stage: Stage, herd: FencingStage, text: str | None
+    ) -> None:
+        herd.configure("n1", bmc=a_bmc("n1"))
+        herd.beating.discard("n1")
+        stage.store.redis.delete(keys.lease("n1"))
+        if text is not None:
+            stage.store.redis.set(keys.lease("n1"), text)
+        for count in range(60):
+            stage.store.redis.set(keys.agent("n1"), str(count))
+            herd.scan()
+            herd.settle()
+        assert herd.fencing("n1").status.reason == "AgentAlive"
+        assert herd.switches.cut == []
 
     def test_after_an_interruption_everyone_has_their_whole_time(self, stage: Stage, armed: FencingStage) -> None:
         armed.now_s += 60  # nobody looked for a minute, and n1's heartbeat comes late
@@ -502,6 +645,50 @@ class TestOpenGrants:
         kept = armed.fencing("n1").status.kept
         assert kept is not None
         assert kept.labels["rack"] == "r1"
+
+
+class TestBootedBeforeItIsBack:
+    """It was fenced, booted and renews its lease, while what it had is still being settled."""
+
+    @pytest.fixture
+    def booted(self, stage: Stage, armed: FencingStage) -> FencingStage:
+        stage.add_vm("a", "n1")
+        stage.evict("a")
+        (message,) = stage.grant()
+        grant = stage.nodes["n1"].begin(message)
+        assert grant is not None
+        stage.read()
+        stage.nodes["n1"].switch_over(grant)
+        armed.lose("n1")
+        until_fenced(armed, "n1")
+        assert armed.fencing("n1").status.phase is FencePhase.FENCED  # the target has not answered
+        armed.renew("n1", boot_id="b-next", generation="g-next")
+        return armed
+
+    def test_it_is_not_ready(self, stage: Stage, booted: FencingStage) -> None:
+        for _ in range(5):
+            booted.renew("n1", boot_id="b-next", generation="g-next")
+            stage.herd.follower.sync()
+            booted.now_s += 1
+            booted.liveness.scan()
+            assert not stage.store.get(Node, "n1").is_ready
+
+    def test_nothing_is_granted_there_whatever_its_conditions_say(self, stage: Stage, booted: FencingStage) -> None:
+        node = stage.store.get(Node, "n1")
+        batch = stage.store.batch()
+        fresh = Condition(type="LeaseFresh", status="True", reason="Renewed", message="")
+        put_node(batch, node, node, (fresh,), stage.ctx.now())
+        stage.store.must_commit(batch)
+        for name in ("n2", "n3", "n4"):
+            set_unschedulable(booted.ctx, name, unschedulable=True)
+        vm = stage.add_vm("b", "n2")
+        stage.nodes["n2"].power_off(vm.metadata.uid)
+        stage.read()
+        create_operation(stage.ctx, new_operation("b", OperationType.START))
+        assert stage.store.get(Node, "n1").is_schedulable
+        assert stage.grant() == []
+        (operation,) = [o for o in stage.operations() if o.spec.virtual_machine_name == "b"]
+        assert operation.status.grant is None
 
 
 class TestReturn:

@@ -1,16 +1,19 @@
 """Who votes, as it is published; witnesses; and which watchdogs are to be disarmed. On a real Redis."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from orchestrator.errors import Refused
 from orchestrator.lease import Membership
 from orchestrator.resources import Node
-from orchestrator.services.arming import DISARMING_ANNOTATIONS, keep_arming
+from orchestrator.resources.fencing import ENABLED_LABEL
+from orchestrator.services.arming import DISARMING_ANNOTATIONS, NOT_ENABLED, keep_arming
+from orchestrator.services.fencing import set_fencing
 from orchestrator.services.liveness import Liveness
 from orchestrator.services.membership import keep_membership
-from orchestrator.services.nodes import add_witness, check_no_witness, is_armed, remove_witness
+from orchestrator.services.nodes import add_witness, check_no_witness, is_armed, remove_witness, set_labels
 from orchestrator.store import keys
 from orchestrator.store.node_store import NodeStore
 from tests.builders import a_lease
@@ -162,6 +165,50 @@ def test_the_platforms_annotations_disarm(stage: Stage, annotation: str) -> None
         keep_arming(stage.ctx, stage.herd)
         return NodeStore(stage.store.redis, "n2").renew_lease(a_lease(stage.store.version())).disarm
 
+    enable(stage, "n1", "n2")
     assert annotated({annotation: ""}) == f"annotation {annotation}"
     assert stage.store.redis.exists(keys.disarm("n1")) == 0
     assert annotated({"other": "x"}) == ""
+
+
+def enable(stage: Stage, *names: str) -> None:
+    for name in names:
+        set_fencing(stage.ctx, name, lambda spec: spec.with_(enabled=True))
+
+
+class TestAWatchdogIsForFencing:
+    """Where nothing of a node may restart elsewhere, it would reset the host for nothing."""
+
+    def said(self, stage: Stage) -> str:
+        stage.reconcile()
+        return NodeStore(stage.store.redis, "n2").renew_lease(a_lease(stage.store.version())).disarm
+
+    def test_it_is_disarmed_where_that_is_not_enabled(self, stage: Stage) -> None:
+        assert self.said(stage) == NOT_ENABLED
+
+    def test_nor_where_a_person_says_no_and_the_label_yes(self, stage: Stage) -> None:
+        set_labels(stage.ctx, "n2", {ENABLED_LABEL: ""})
+        set_fencing(stage.ctx, "n2", lambda spec: spec.with_(enabled=False))
+        assert self.said(stage) == NOT_ENABLED
+
+    def test_a_person_or_the_label_enables_it(self, stage: Stage) -> None:
+        enable(stage, "n2")
+        assert self.said(stage) == ""
+        set_fencing(stage.ctx, "n2", lambda spec: spec.with_(enabled=None))
+        assert self.said(stage) == NOT_ENABLED
+        set_labels(stage.ctx, "n2", {ENABLED_LABEL: ""})
+        assert self.said(stage) == ""
+
+    def test_it_is_told_before_it_is_a_member(self, stage: Stage, beating: Beating) -> None:
+        """A member arms at once, unless it is told not to."""
+        beating.beat("n1", "n2", "n3")
+        redis, seen = stage.store.redis, []
+
+        def looked(*args: Any) -> Any:
+            seen.append(redis.get(keys.disarm("n1")))
+            return keep_membership(*args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("orchestrator.services.reconcile.keep_membership", looked)
+            stage.reconcile()
+        assert seen == [NOT_ENABLED]

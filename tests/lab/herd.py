@@ -20,7 +20,7 @@ import libvirt
 from orchestrator import Cluster
 from orchestrator.errors import NotFound, Refused
 from orchestrator.resources import OperationType, Resource, VirtualMachine, VirtualMachineOperation
-from orchestrator.services import operations, rebalancing, vms
+from orchestrator.services import fencing, operations, rebalancing, vms
 from orchestrator.store import access, keys
 from orchestrator.store.connection import connect
 from tests.lab.guest import Guest
@@ -61,7 +61,8 @@ class LabHerd:
         source: The tree whose code runs; a test may give a copy that it broke.
         env: Settings for every process, for example `VMHERD_BANDWIDTH_MIB_S`.
         entry: By process name, what is run in place of `-m orchestrator.cli`; for faults inside a process.
-        watchdogs: Give each host one, which takes its power when it is not fed in time (`standin`).
+        watchdogs: Give each host one, which takes its power when it is not fed in time (`standin`). So that it is
+            armed, fencing is enabled; failover is disarmed, as these tests are about what resets a host.
 
     Attributes:
         watchdogs: By host.
@@ -102,6 +103,10 @@ class LabHerd:
         """Start everything, and wait until each node is Ready and each worker listens."""
         for name in CONTROL_PROCESSES:
             self.start_control(name)
+        if self.watchdogs:
+            fencing.disarm(self.cluster.context, "", "watchdogs alone are tested")
+        for name in self.watchdogs:
+            fencing.set_fencing(self.cluster.context, name, lambda spec: spec.with_(enabled=True))
         for host in self.lab.hosts:
             for name in NODE_PROCESSES:
                 self.start_node(host.name, name)

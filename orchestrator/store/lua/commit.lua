@@ -105,7 +105,8 @@ checks["acknowledged"] = function(c)
   for name in pairs(membership.members) do
     members = members + 1
     if name ~= c[2] then
-      for _, id in ipairs(lease_of(name).suspicions or {}) do
+      local ids = lease_of(name).suspicions -- its own word: it may be anything
+      for _, id in ipairs(type(ids) == "table" and ids or {}) do
         if id == c[3] then
           votes = votes + 1
           break
