@@ -321,6 +321,17 @@ class TestWatches:
             wait_until(lambda: Watching(root, VMS, timeoutSeconds=1).status == 200, 10, "its place is free again")
             assert second.status == 200
 
+    def test_a_body_that_does_not_come_is_not_waited_for(self, redis_url: str) -> None:
+        with ServedApi(redis_url, api_request_timeout=1) as api:
+            token = api.client().headers["authorization"]
+            head = f"POST {VMS} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {token}\r\nContent-Length: 100\r\n\r\n{{"
+            with socket.create_connection(("127.0.0.1", api.port), timeout=60) as stalled:
+                stalled.sendall(head.encode())
+                answer = stalled.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 504 ")
+            assert b"took longer than 1 s" in answer
+            assert api.store.all(VirtualMachine) == []
+
     def test_a_revoked_token_ends_its_watches(self, api: ServedApi) -> None:
         from orchestrator.services.context import Context
         from orchestrator.services.tokens import revoke_token
@@ -431,6 +442,18 @@ class TestPods:
         ended = operation.with_status(phase=OperationPhase.FAILED, grant=None)  # type: ignore[attr-defined]
         api.store.must_commit(api.store.batch().put(operation, ended))
         assert [pod["spec"]["nodeName"] for pod in listed(root, pods)["items"]] == ["n1"]
+
+    def test_an_eviction_under_way_says_why_and_not_when_to_ask_again(self, api: ServedApi, root: httpx.Client) -> None:
+        """Retry-After would make kubectl hide the message."""
+        create(api.store, a_node("n1"))
+        create(api.store, a_vm("a", node="n1"))
+        (pod,) = listed(root, "/api/v1/pods")["items"]
+        path = f"/api/v1/namespaces/default/pods/{pod['metadata']['name']}/eviction"
+        for told in ('Eviction triggered evacuation of VMI "default/a"', "Evacuation in progress: "):
+            answer = root.post(path, json={"apiVersion": "policy/v1", "kind": "Eviction"})
+            assert (answer.status_code, answer.json()["reason"]) == (429, "TooManyRequests"), answer.text
+            assert told in answer.json()["message"]
+            assert "retry-after" not in answer.headers
 
     def test_a_domain_that_is_not_ours_has_no_controller(self, api: ServedApi, root: httpx.Client) -> None:
         domain = seen("running", vm="").with_(vm="", name="Some Domain!")
