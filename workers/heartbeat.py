@@ -95,6 +95,9 @@ class Heartbeat:
                     selector.select(max(0.0, self._step() - self._clock()))
                     with contextlib.suppress(BlockingIOError):
                         self._woken.recv(4096)
+            for effect in self.heart.due(self._clock()):
+                if isinstance(effect, Tell):  # what the last turn did is still said; nothing else is begun
+                    self._do(effect)
         finally:
             self._renewals.put(None)
 

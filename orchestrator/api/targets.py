@@ -6,10 +6,11 @@ from typing import Final
 
 from orchestrator.api.entries import ApiResource, Entry
 from orchestrator.api.errors import BadRequest
-from orchestrator.api.selectors import Fields, FieldSelector, LabelSelector, parse_fields, parse_labels
+from orchestrator.api.selectors import Fields, FieldSelector, parse_fields, parse_labels
 from orchestrator.errors import NotFound
 from orchestrator.resources import Resource
 from orchestrator.resources.names import shown
+from orchestrator.resources.selectors import Selector
 
 _NAMESPACES: Final = "namespaces"
 _OF_NAMESPACES: Final = frozenset({"status", "finalize"})
@@ -101,7 +102,7 @@ def _no_such(path: str) -> NotFound:
     return NotFound(f"the server could not find the requested resource: {shown(path)}")
 
 
-EVERY_LABEL: Final = LabelSelector()
+EVERY_LABEL: Final = Selector()
 EVERY_FIELD: Final = FieldSelector()
 
 
@@ -111,7 +112,7 @@ class Choice:
 
     namespace: str = ""
     name: str = ""
-    labels: LabelSelector = EVERY_LABEL
+    labels: Selector = EVERY_LABEL
     fields: FieldSelector = EVERY_FIELD
 
     @property

@@ -39,7 +39,7 @@ from orchestrator.resources.drain import (
     VmDrain,
     VmState,
 )
-from orchestrator.resources.selectors import parse_selector, pod_labels, selects
+from orchestrator.resources.selectors import parse_selector, pod_labels
 from orchestrator.resources.vmop import OperationSpec
 
 BACKOFF_FIRST = timedelta(seconds=10)
@@ -163,7 +163,7 @@ def is_to_leave(drain: NodeDrain, vm: VirtualMachine) -> bool:
     """Whether a drain is about a VM that is on its node."""
     if vm.key in drain.spec.vms:
         return True
-    return drain.spec.every and selects(parse_selector(drain.spec.selector), pod_labels(vm))
+    return drain.spec.every and parse_selector(drain.spec.selector, "spec.selector").matches(pod_labels(vm))
 
 
 def is_on(vm: VirtualMachine, node: str) -> bool:

@@ -55,7 +55,7 @@ class Neighbours:
         self._terms_by_label: dict[tuple[str, str] | None, list[_Group]] = defaultdict(list)
         self._spread_over: dict[tuple[Key, Spread], dict[str, frozenset[str]]] = {}
         with_rules = []
-        for one in residents:
+        for one in sorted(residents, key=lambda one: one.key):  # which of several obstacles is named hangs on the order
             self._known[one.key] = one
             self._at[one.key] = one.nodes
             if one.rules:

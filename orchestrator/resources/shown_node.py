@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from orchestrator.resources.meta import Condition, Model, prune, quantity_bytes
+from orchestrator.resources.meta import Condition, Model, prune
 from orchestrator.resources.node import HypervisorInfo, Node, NodeSpec
 
 
@@ -59,16 +59,3 @@ def show_node(node: Node) -> dict[str, Any]:
     shown.pop("bootId", None)
     shown.pop("generation", None)
     return {**document, "status": prune(shown)}
-
-
-def read_shown_node(document: dict[str, Any]) -> Node:
-    """Read what `show_node` gave; the generation of the node's agent is not in it."""
-    status = dict(document.get("status", {}))
-    has, info = status.pop("capacity", {}), status.pop("nodeInfo", {})
-    status.pop("allocatable", None)
-    status["capacity"] = {
-        "cpu": int(has.get("cpu", 0)),
-        "memoryMib": quantity_bytes(str(has.get("memory", "0"))) // 2**20,
-    }
-    status["bootId"] = info.get("bootID", "")
-    return Node.model_validate({**document, "status": status})

@@ -32,7 +32,8 @@ def watch(ctx: Context, herd: Herd) -> int:
         if within:
             conditions.append(failover_condition(DOMAIN_READY, within))
         bad += conditions[0].status == "False"
-        if any(_is_news(node, condition) for condition in conditions):
+        is_over = not within and find_condition(node.status.conditions, DOMAIN_READY) is not None
+        if is_over or any(_is_news(node, condition) for condition in conditions):
             _write(ctx, node.name, conditions)
     return bad
 
@@ -55,7 +56,8 @@ def _write(ctx: Context, name: str, conditions: list[Condition]) -> None:
         old = ctx.store.find(Node, name)
         if old is None:
             return
-        at, kept = ctx.now(), old.status.conditions
+        at, told = ctx.now(), {condition.type for condition in conditions}
+        kept = tuple(c for c in old.status.conditions if c.type != DOMAIN_READY or DOMAIN_READY in told)
         for condition in conditions:
             kept = with_condition(kept, condition, at)
         new = old.with_status(conditions=kept)

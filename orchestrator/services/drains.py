@@ -69,7 +69,7 @@ def begin(ctx: Context, node: str, spec: DrainSpec, *, cordon: bool = True) -> N
         NotFound: No such node.
         Invalid: The selector is none.
     """
-    parse_selector(spec.selector)
+    parse_selector(spec.selector, "spec.selector")
 
     def decide() -> NodeDrain:
         found, old, now = ctx.store.get(Node, node), ctx.store.find(NodeDrain, node), ctx.store.now()

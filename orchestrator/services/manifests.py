@@ -42,20 +42,15 @@ class Applied(StrEnum):
     UNCHANGED = "unchanged"
 
 
-def create_manifest(ctx: Context, data: Any, namespace: str = "") -> Creatable:
-    """Create a resource from its manifest.
+def create_resource(ctx: Context, wanted: Creatable) -> Creatable:
+    """Create a resource that was read from a manifest.
 
     Raises:
-        Invalid: As `read_manifest`.
+        Invalid: As `create_vm`.
         NotFound: As `create_operation`.
         Refused: As `create_operation`.
         AlreadyExists: One of that kind and name is there already.
     """
-    return create_resource(ctx, read_manifest(data, namespace))
-
-
-def create_resource(ctx: Context, wanted: Creatable) -> Creatable:
-    """Create a resource that was read from a manifest."""
     if isinstance(wanted, VirtualMachineOperation):
         return create_operation(ctx, wanted)
     if isinstance(wanted, VirtualMachineClass):
@@ -135,17 +130,3 @@ def apply_resource(ctx: Context, wanted: Creatable) -> tuple[Creatable, Applied]
 def _find(ctx: Context, wanted: Creatable) -> Creatable | None:
     namespace = (wanted.metadata.namespace or DEFAULT_NAMESPACE) if wanted.namespaced else ""
     return ctx.store.find(type(wanted), make_key(wanted.name, namespace))
-
-
-def update_manifest(ctx: Context, data: Any, namespace: str = "") -> VirtualMachine:
-    """Replace a VM by its changed manifest.
-
-    Raises:
-        Invalid: As `read_manifest`; or it is not a VM's.
-        NotFound: As `update_vm`.
-        Refused: As `update_vm`.
-    """
-    wanted = read_manifest(data, namespace)
-    if not isinstance(wanted, VirtualMachine):
-        raise Invalid(f"kind: a {wanted.kind_name} is not updated by this", (("kind", "must be VirtualMachine"),))
-    return update_vm(ctx, wanted)

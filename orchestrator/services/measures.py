@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Final
 
 from orchestrator.metrics import Family
+from orchestrator.planner.capacity import DOMAIN_READY, FAILOVER_READY
 from orchestrator.resources import (
     Node,
     Resource,
@@ -64,6 +65,12 @@ CLASS_NODES = Family("vmherd_virtualmachineclass_available_nodes", "On how many 
 NODE_READY = Family("vmherd_node_ready", "Whether its lease is fresh and its hypervisor answers", ("node",))
 NODE_CORDONED = Family("vmherd_node_cordoned", "Whether a person keeps VMs off it", ("node",))
 NODE_SCHEDULABLE = Family("vmherd_node_schedulable", "Whether VMs may come; their number is the cap", ("node",))
+NODE_FAILOVER = Family(
+    "vmherd_node_failover_ready", "Whether all its VMs that are to be restarted would fit elsewhere", ("node",)
+)
+NODE_DOMAIN = Family(
+    "vmherd_failure_domain_ready", "The same of all nodes of its racks and zones, if they are lost together", ("node",)
+)
 
 FAMILIES: Final = tuple(value for value in dict(globals()).values() if isinstance(value, Family))
 Sample = tuple[Family, str]
@@ -136,3 +143,7 @@ def _of_node(node: Node) -> Iterator[Sample]:
     yield NODE_READY, NODE_READY.line(node.is_ready, node.name)
     yield NODE_CORDONED, NODE_CORDONED.line(node.spec.unschedulable, node.name)
     yield NODE_SCHEDULABLE, NODE_SCHEDULABLE.line(node.is_schedulable, node.name)
+    for family, kind in ((NODE_FAILOVER, FAILOVER_READY), (NODE_DOMAIN, DOMAIN_READY)):
+        condition = find_condition(node.status.conditions, kind)
+        if condition is not None and condition.status != "Unknown":
+            yield family, family.line(condition.status == "True", node.name)

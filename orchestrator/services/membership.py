@@ -16,12 +16,6 @@ from orchestrator.store import keys
 from orchestrator.store.connection import redis_errors
 
 
-def load_membership(ctx: Context) -> Membership:
-    """Read the membership as it is published."""
-    with redis_errors(ctx.store.redis):
-        return read_membership(cast("str | None", ctx.store.redis.get(keys.MEMBERSHIP)))
-
-
 def keep_membership(ctx: Context, herd: Herd) -> Membership | None:
     """Bring the membership one step on, where it should change and may.
 

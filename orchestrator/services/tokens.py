@@ -1,4 +1,4 @@
-"""Tokens for the API: made, revoked, listed. A token's text is given once, to whoever makes it, and is kept nowhere."""
+"""Tokens for the API: made and revoked. A token's text is given once, to whoever makes it, and is kept nowhere."""
 
 import secrets
 from collections.abc import Sequence
@@ -64,8 +64,3 @@ def revoke_token(ctx: Context, name: str) -> AccessToken:
         return token
 
     return deciding(decide)
-
-
-def list_tokens(ctx: Context) -> list[AccessToken]:
-    """Read all tokens, by name; expired ones too."""
-    return ctx.store.all(AccessToken)

@@ -9,9 +9,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from orchestrator.errors import StoreUnavailable
 from orchestrator.queues import CONTROL, migrate_queue
 from orchestrator.resources import Node
+from orchestrator.services import capacity
 from orchestrator.services.context import Clock
 from orchestrator.services.herd import Herd
 from orchestrator.services.herd_metrics import FAMILIES, HerdMetrics
+from orchestrator.services.nodes import set_labels
 from orchestrator.store import keys
 from tests.fakes import Stage
 from tests.redis_server import RedisServer
@@ -110,6 +112,29 @@ def test_a_leases_age_is_by_redis_own_clock_and_rubbish_in_it_is_that_nodes_alon
     ages = Scrapes(stage).take()["vmherd_node_lease_age_seconds"]
     assert set(ages) == {"n1"}
     assert 60 <= ages["n1"] < 90
+
+
+def test_whether_a_node_or_its_rack_could_be_lost_shows_once_it_was_looked_at(stage: Stage) -> None:
+    def look() -> dict[str, dict[str, float]]:
+        stage.herd.follower.sync()
+        capacity.watch(stage.ctx, stage.herd)
+        return scrapes.take()
+
+    scrapes = Scrapes(stage)
+    stage.add_vm("a", "n1", selector={"disk": "ssd"})
+    for node, labels in {"n1": {"disk": "ssd", "rack": "r1"}, "n2": {"rack": "r1"}, "n3": {"rack": "r2"}}.items():
+        set_labels(stage.ctx, node, dict(labels))
+    before = scrapes.take()
+    assert not {"vmherd_node_failover_ready", "vmherd_failure_domain_ready"} & set(before)
+    stranded = look()
+    assert stranded["vmherd_node_failover_ready"] == {"n1": 0, "n2": 1, "n3": 1}
+    assert stranded["vmherd_failure_domain_ready"] == {"n1": 0, "n2": 0, "n3": 1}
+    set_labels(stage.ctx, "n3", {"disk": "ssd"})
+    fitting = look()
+    assert fitting["vmherd_node_failover_ready"] == {"n1": 1, "n2": 1, "n3": 1}
+    assert fitting["vmherd_failure_domain_ready"] == {"n1": 1, "n2": 1, "n3": 1}
+    set_labels(stage.ctx, "n1", {"rack": None})
+    assert look()["vmherd_failure_domain_ready"] == {"n2": 1, "n3": 1}, "what is in no rack says nothing of one"
 
 
 def test_recovery_mode_shows(stage: Stage) -> None:

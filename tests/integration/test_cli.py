@@ -224,7 +224,7 @@ class TestNodes:
 
         vmherd.store.must_commit(vmherd.store.batch().create(a_node("h1")))
         told = vmherd.refused("node", "expel", "h1")
-        assert told == "node 'h1' is Ready: stop its agent first, or use --force"
+        assert told == "node 'h1' is Ready: stop its agent and its heartbeat first, or use --force"
         assert vmherd.ok("node", "expel", "h1", "--force") == "node/h1 expelled\n"
         assert vmherd.store.redis.acl_users() == ["default"]
         told = vmherd.refused("node", "expel", "h1", "--force")

@@ -15,7 +15,7 @@ from orchestrator.resources.scheduling import Taint
 from orchestrator.resources.vmclass import ClassPhase
 from orchestrator.services.classes import delete_class, keep_classes, update_class
 from orchestrator.services.context import Context
-from orchestrator.services.manifests import Applied, apply_resource, create_manifest, read_manifest, update_manifest
+from orchestrator.services.manifests import Applied, apply_resource, create_resource, read_manifest
 from orchestrator.services.nodes import set_labels, set_taints, set_unschedulable
 from orchestrator.services.vms import update_vm
 from orchestrator.store import Store, keys
@@ -63,7 +63,7 @@ def contents(store: Store) -> dict[str, Any]:
 
 
 def a_vm(ctx: Context, name: str = "a", **spec: Any) -> VirtualMachine:
-    return create_manifest(ctx, manifest("VirtualMachine", name, {**SPEC, **spec}))  # type: ignore[return-value]
+    return create_resource(ctx, changed(name, **spec))  # type: ignore[return-value]
 
 
 def changed(name: str = "a", **spec: Any) -> VirtualMachine:
@@ -90,7 +90,7 @@ def test_a_spoilt_manifest_is_taken_whole_or_leaves_nothing(ctx: Context, docume
     store = ctx.store
     store.redis.flushall()
     if is_there:  # then it may be an update
-        create_manifest(ctx, replaced(STRUCTURED, ("metadata", "namespace"), "default"))
+        create_resource(ctx, read_manifest(replaced(STRUCTURED, ("metadata", "namespace"), "default")))
     before = contents(store)
     try:
         resource, how = apply_resource(ctx, read_manifest(document))
@@ -108,7 +108,7 @@ def test_a_spoilt_manifest_is_taken_whole_or_leaves_nothing(ctx: Context, docume
 def test_an_attack_by_a_template_leaves_nothing(ctx: Context, attack: str) -> None:
     before = contents(ctx.store)
     with pytest.raises(Invalid, match=r"^spec\.domainTemplate: "):
-        create_manifest(ctx, replaced(TEMPLATE, ("spec", "domainTemplate"), attack))
+        create_resource(ctx, read_manifest(replaced(TEMPLATE, ("spec", "domainTemplate"), attack)))
     assert contents(ctx.store) == before
 
 
@@ -164,7 +164,7 @@ class TestUpdates:
         before = contents(ctx.store)
         document = manifest("VirtualMachine", "a", {**SPEC, "priority": 5})
         with pytest.raises(error, match=message):
-            update_manifest(ctx, {**document, "metadata": {**document["metadata"], **meta}})
+            apply_resource(ctx, read_manifest({**document, "metadata": {**document["metadata"], **meta}}))
         assert contents(ctx.store) == before
 
     def test_one_that_is_not_there_or_goes(self, ctx: Context) -> None:
@@ -254,8 +254,8 @@ class TestClasses:
     def test_a_class_is_in_no_namespace(self, ctx: Context) -> None:
         document = replaced(CLASS, ("metadata", "namespace"), "default")
         with pytest.raises(Invalid, match=r"metadata\.namespace: a VirtualMachineClass is in no namespace"):
-            create_manifest(ctx, document)
-        assert create_manifest(ctx, CLASS, "project").key == "fuzz"
+            read_manifest(document)
+        assert create_resource(ctx, read_manifest(CLASS, "project")).key == "fuzz"
 
 
 class TestNodes:
@@ -284,7 +284,8 @@ class TestNodes:
 
 
 def a_class(stage: Stage, name: str, cpu: dict[str, Any], **spec: Any) -> VirtualMachineClass:
-    return create_manifest(stage.ctx, manifest("VirtualMachineClass", name, {"cpu": cpu, **spec}))  # type: ignore[return-value]
+    wanted = read_manifest(manifest("VirtualMachineClass", name, {"cpu": cpu, **spec}))
+    return create_resource(stage.ctx, wanted)  # type: ignore[return-value]
 
 
 def condition(vm: VirtualMachine, kind: str) -> str:

@@ -85,7 +85,8 @@ def test_frozen_the_machine_is_reset(guest: WatchdogGuest, redis_server: RedisSe
     before = guest.resets, guest.expired
     guest.call("signal", "SIGSTOP")
     takeover_is_due(redis_server)
-    assert (guest.resets, guest.expired) == (before[0] + 1, before[1] + 1)
+    assert guest.expired == before[1] + 1
+    assert guest.resets > before[0], "QEMU tells of one reset more than once"
     guest.wait_up()
 
 

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.metrics import Family, escaped
-from orchestrator.resources import OperationPhase, Resource, VmPhase
+from orchestrator.resources import OperationPhase, Resource, VmPhase, parse
 from orchestrator.resources.meta import Condition
 from orchestrator.resources.vm import Change
 from orchestrator.services import herd_metrics, measures
@@ -117,6 +117,22 @@ def test_a_node_that_is_cordoned_is_ready_and_not_schedulable() -> None:
     assert by_node["vmherd_node_ready"] == {"n1": 1, "n2": 0}
     assert by_node["vmherd_node_cordoned"] == {"n1": 1, "n2": 0}
     assert by_node["vmherd_node_schedulable"] == {"n1": 0, "n2": 0}
+
+
+def test_whether_a_node_could_be_lost_is_left_out_while_it_is_unknown() -> None:
+    def told(name: str, **conditions: str) -> Resource:
+        found = tuple(parse(Condition, {"type": kind, "status": status}) for kind, status in conditions.items())
+        return a_node(name).with_status(conditions=found)
+
+    shown = read(
+        told("n1"),
+        told("n2", FailoverReady="True", FailureDomainReady="False"),
+        told("n3", FailoverReady="False", FailureDomainReady="Unknown"),
+        told("n4", FailoverReady="Unknown"),
+    )
+    by_node = {name: {dict(k)["node"]: v for k, v in values.items()} for name, values in shown.items()}
+    assert by_node["vmherd_node_failover_ready"] == {"n2": 1, "n3": 0}
+    assert by_node["vmherd_failure_domain_ready"] == {"n2": 0}
 
 
 def test_a_label_with_anything_in_it_is_read_back_as_it_was() -> None:
