@@ -149,7 +149,8 @@ class NodeFencingStatus(Model):
         listing_order: Id of the order to list its domains that the node has to answer before it is back: what it
             reported before the evidence may still be unread.
         orders: By UUID, what the node has to destroy before it is back.
-        powered_off: Whether we cut its power, so that `afterwards` applies.
+        powered_off: Whether we cut its power, so that `afterwards` applies. Written before it is done.
+        cut_epoch: When this BMC was first told to, likewise: an epoch, as `evidence` has it; 0: it was not.
         bmc_distrust: Why this BMC is taken for another host's; empty: it is not. It stays until another BMC is set.
     """
 
@@ -163,6 +164,7 @@ class NodeFencingStatus(Model):
     evidence: Evidence | None = None
     kept: KeptNode | None = None
     powered_off: bool = False
+    cut_epoch: int = 0
     bmc_distrust: str = ""
     listing_order: str = ""
     orders: dict[str, Order] = Field(default_factory=dict)

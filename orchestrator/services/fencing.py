@@ -106,10 +106,14 @@ def _change(
     return deciding(decide)
 
 
-def _of_lease(lease: Lease | None) -> dict[str, object]:
-    if lease is None:
-        return {"generation": "", "sequence": 0, "boot_id": ""}
-    return {"generation": lease.generation, "sequence": lease.sequence, "boot_id": lease.boot_id}
+def _of_lease(status: NodeFencingStatus, lease: Lease | None) -> dict[str, object]:
+    """What a status says of the lease that ran out; of another one than before, no power was cut yet."""
+    generation, sequence = lease.identity if lease is not None else ("", 0)
+    new: dict[str, object] = {"generation": generation, "sequence": sequence}
+    new["boot_id"] = lease.boot_id if lease is not None else ""
+    if (generation, sequence) != (status.generation, status.sequence):
+        new |= {"powered_off": False, "cut_epoch": 0}
+    return new
 
 
 def say_suspect(ctx: Context, name: str, judgement: Judgement, lease: Lease | None, *, is_telling: bool = True) -> None:
@@ -133,7 +137,7 @@ def say_suspect(ctx: Context, name: str, judgement: Judgement, lease: Lease | No
             since=ctx.now(),
             reason=judgement.reason,
             message=judgement.message,
-            **_of_lease(lease),
+            **_of_lease(status, lease),
         )
 
     _change(ctx, name, change, Note("NodeSuspect", judgement.message, warning=True) if is_telling else None)
@@ -151,8 +155,7 @@ def begin(ctx: Context, name: str, message: str, lease: Lease | None) -> None:
             reason="LeaseExpired",
             message=message,
             evidence=None,
-            powered_off=False,
-            **_of_lease(lease),
+            **_of_lease(old.status, lease),
         )
 
     _change(ctx, name, change, Note("NodeFencing", f"{message}: evidence is sought that it runs nothing", warning=True))
@@ -225,23 +228,10 @@ def _seek(ctx: Context, tools: Tools, name: str, fencing: NodeFencing) -> "_NoEv
         return _NoEvidence("NoBmc", f"it has no BMC, and {waits}")
     if fencing.status.bmc_distrust:
         return _NoEvidence(BMC_OF_ANOTHER, fencing.status.bmc_distrust)
-    answer = tools.switch.status(bmc)
-    if answer.power is Power.UNKNOWN:
-        return _NoEvidence("BmcUnreadable", answer.problem)
     away = _away(ctx, name, bmc)
-    if answer.power is Power.OFF:
-        if away is None:
-            return _NoEvidence(
-                "PowerWasOff",
-                "its power is off already, but this BMC was not read as on within the last 10 minutes while the node "
-                "lived: it may be another host's",
-            )
-        how = "the power was off already, read by its BMC"
-    else:
-        problem = _cut(ctx, tools, name, fencing, bmc)
-        if problem is not None:
-            return problem
-        how = "the power was cut, and read back as off by its BMC"
+    how = _read_or_cut(ctx, tools, name, fencing, bmc, is_known=away is not None)
+    if isinstance(how, _NoEvidence):
+        return how
     silent = _silent_others(ctx, name, away or frozenset())
     if silent:
         text = f"{', '.join(silent)} fell silent too: whose power was cut is not known (are BMC addresses swapped?)"
@@ -251,10 +241,40 @@ def _seek(ctx: Context, tools: Tools, name: str, fencing: NodeFencing) -> "_NoEv
     if current is None or not current.status.phase.is_open:
         return "ended meanwhile"
     try:
-        refused = commit_evidence(ctx, current, lease, FenceLevel.BMC, how, powered_off=answer.power is not Power.OFF)
+        refused = commit_evidence(ctx, current, lease, FenceLevel.BMC, how)
     except Conflict:
         return "changed meanwhile"
     return f"no evidence: {refused.check} {refused.detail}" if refused is not None else how
+
+
+def _read_or_cut(
+    ctx: Context, tools: Tools, name: str, fencing: NodeFencing, bmc: Bmc, *, is_known: bool
+) -> "_NoEvidence | str":
+    """Have the power off, and say how that is known.
+
+    Args:
+        ctx: To work with.
+        tools: Likewise.
+        name: The node's.
+        fencing: Its own.
+        bmc: Likewise.
+        is_known: The BMC was read as on a short while ago, while the node lived.
+    """
+    _hold_on(ctx, name)
+    answer = tools.switch.status(bmc)
+    if answer.power is Power.UNKNOWN:
+        return _NoEvidence("BmcUnreadable", answer.problem)
+    if answer.power is Power.ON:
+        return _cut(ctx, tools, name, fencing, bmc) or "the power was cut, and read back as off by its BMC"
+    if fencing.status.cut_epoch:
+        return "the power was cut by an attempt before, and read back as off by its BMC"
+    if is_known:
+        return "the power was off already, read by its BMC"
+    return _NoEvidence(
+        "PowerWasOff",
+        "its power is off already, but this BMC was not read as on within the last 10 minutes while the node "
+        "lived: it may be another host's",
+    )
 
 
 def _distrust(ctx: Context, name: str, bmc: Bmc, why: str) -> None:
@@ -273,14 +293,13 @@ def _cut(ctx: Context, tools: Tools, name: str, fencing: NodeFencing, bmc: Bmc) 
         stored = _lease(ctx, name)  # read again before each `off`
         if not _is_same(fencing, stored.lease if stored is not None else None):
             return _NoEvidence("LeaseRenewed", "its lease was renewed")
-        current = ctx.store.find(NodeFencing, name)
-        if current is None or not current.status.phase.is_open:
+        if not deciding(lambda: _remember_cut(ctx, name, fencing)):
             return _NoEvidence("Ended", "the fencing ended meanwhile")
-        if current.status.bmc_distrust:
-            return _NoEvidence(BMC_OF_ANOTHER, current.status.bmc_distrust)
         log.warning("power is cut", node=name, agent=bmc.agent)
+        _hold_on(ctx, name)
         problem = tools.switch.switch(bmc, on=False)
         for _ in range(_READ_BACK_TRIES):
+            _hold_on(ctx, name)
             answer = tools.switch.status(bmc)
             if answer.power is Power.OFF:
                 return None
@@ -289,6 +308,24 @@ def _cut(ctx: Context, tools: Tools, name: str, fencing: NodeFencing, bmc: Bmc) 
                 break
             ctx.clock.sleep(_LOOK_EVERY_S)
     return _NoEvidence("PowerStaysOn", f"its power could not be read back as off{': ' + problem if problem else ''}")
+
+
+def _remember_cut(ctx: Context, name: str, fencing: NodeFencing) -> bool:
+    """Write down that the power is about to be cut: this process may die before it could tell.
+
+    Returns:
+        Whether it is still to be cut.
+    """
+    current = ctx.store.find(NodeFencing, name)
+    if current is None or not current.status.phase.is_open or current.status.bmc_distrust:
+        return False
+    was, now = fencing.status, current.status
+    if current.spec.bmc != fencing.spec.bmc or (was.generation, was.sequence) != (now.generation, now.sequence):
+        return False
+    if not now.cut_epoch:
+        new = current.with_status(powered_off=True, cut_epoch=ctx.store.next_epochs(1)[0])
+        ctx.store.must_commit(ctx.store.batch().put(current, new))
+    return True
 
 
 def _is_same(fencing: NodeFencing, lease: Lease | None) -> bool:
@@ -306,8 +343,8 @@ def _answers(tools: Tools, node: Node) -> bool:
 def _silent_others(ctx: Context, name: str, away: frozenset[str]) -> list[str]:
     """Name the members that fell silent when this node's power went.
 
-    Each other member must renew its lease after the power was read as off, unless there is evidence about it, or it was
-    away already when this BMC was last read as on.
+    Each other member must renew its lease after the power was read as off, unless there was evidence about it before
+    the power was cut, or it was away already when this BMC was last read as on.
 
     Args:
         ctx: To work with.
@@ -315,7 +352,13 @@ def _silent_others(ctx: Context, name: str, away: frozenset[str]) -> list[str]:
         away: Members that were silent when this BMC was read as on: it is not theirs, or they were not on it.
     """
     others = [node.name for node in ctx.store.all(Node) if node.name != name and node.name not in away]
-    fenced = {f.name for f in ctx.store.all(NodeFencing) if f.status.phase.has_evidence}
+    fencings = {f.name: f.status for f in ctx.store.all(NodeFencing)}
+    cut = fencings[name].cut_epoch if name in fencings else 0
+    fenced = {
+        other
+        for other, status in fencings.items()
+        if status.phase.has_evidence and status.evidence is not None and (not cut or status.evidence.epoch < cut)
+    }
     waiting = {other: _lease(ctx, other) for other in others if other not in fenced}
     until = ctx.clock.monotonic() + max(
         (s.lease.timing.lease_ttl for s in waiting.values() if s is not None), default=ctx.config.lease_ttl
@@ -345,7 +388,7 @@ def _leases(ctx: Context, names: list[str]) -> dict[str, StoredLease | None]:
 
 @contextmanager
 def _alone(ctx: Context, name: str) -> Iterator[bool]:
-    """Hold the right to run agents for a node; it ends by itself when this process dies, after ten minutes."""
+    """Hold the right to run agents for a node; it ends by itself when this process dies, after the longest agent."""
     token, redis = uuid4().hex, ctx.store.redis
     with redis_errors(redis):
         is_ours = bool(redis.set(keys.fencing(name), token, nx=True, px=keys.FENCING_TTL_MS))
@@ -356,6 +399,12 @@ def _alone(ctx: Context, name: str) -> Iterator[bool]:
             with redis_errors(redis):
                 if redis.get(keys.fencing(name)) == token:
                     redis.delete(keys.fencing(name))
+
+
+def _hold_on(ctx: Context, name: str) -> None:
+    """Hold the right for one agent more."""
+    with redis_errors(ctx.store.redis):
+        ctx.store.redis.pexpire(keys.fencing(name), keys.FENCING_TTL_MS)
 
 
 def power_on_again(ctx: Context, tools: Tools, name: str) -> str:
@@ -472,7 +521,7 @@ def set_fencing(ctx: Context, name: str, change: Callable[[NodeFencingSpec], Nod
         base = old or _new(ctx, name)
         new = base.with_(spec=change(base.spec))
         if new.spec.bmc != base.spec.bmc:
-            new = new.with_status(bmc_distrust="")
+            new = new.with_status(bmc_distrust="", cut_epoch=0)
         if new == old:
             return new
         batch = ctx.store.batch()

@@ -39,7 +39,6 @@ def commit_evidence(
     text: str,
     *,
     vote: Vote | None = None,
-    powered_off: bool = False,
 ) -> Refusal | None:
     """Commit the evidence that a node runs nothing any more.
 
@@ -50,7 +49,6 @@ def commit_evidence(
         level: What gave the evidence.
         text: For people.
         vote: For the deadline, and only there.
-        powered_off: We cut its power.
 
     Returns:
         None when it is committed, and recovery on its way; otherwise why it is none.
@@ -84,7 +82,8 @@ def commit_evidence(
         reason=level.value,
         message=text,
         evidence=evidence,
-        powered_off=powered_off,
+        # What a person says is off is for that person to switch on.
+        powered_off=fencing.status.powered_off and level is not FenceLevel.PERSON,
         generation=generation,
         sequence=sequence,
         boot_id=boot_id,

@@ -91,7 +91,7 @@ WANTED_TTL_MS = 5_000
 ANSWERS_TTL_MS = 600_000
 BMC_ON_TTL_MS = 600_000
 """For so long a reading of a BMC shows that it is the node's own (TAKEOVER.md, evidence 1)."""
-FENCING_TTL_MS = 600_000
+FENCING_TTL_MS = 150_000
 LEASE_KEPT_MS = 7 * 86_400_000
 CLAIM_TTL_MS = 86_400_000
 REPORTS_MAX = 10_000

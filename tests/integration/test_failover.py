@@ -1,13 +1,13 @@
 """Evidence before restart: the real services on a real Redis; hosts, clock and power are the test's."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from orchestrator.errors import NotFound, Refused
 from orchestrator.fencing.agents import Power
-from orchestrator.lease import Membership
+from orchestrator.lease import Membership, read_lease
 from orchestrator.queues import Task
 from orchestrator.resources import (
     Condition,
@@ -118,6 +118,44 @@ class TestBmc:
         assert herd.until_tried("n1").status.phase.has_evidence
         assert herd.switches.cut == []
         assert is_started(stage, "a")
+
+    def test_likewise_where_a_worker_cut_it_and_died(self, stage: Stage, herd: FencingStage) -> None:
+        stage.add_vm("a", "n1")
+        herd.configure("n1", bmc=a_bmc("n1"))
+        herd.switches.on_cut = dies
+        herd.lose("n1")
+        with pytest.raises(Died):
+            herd.until_tried("n1")
+        herd.switches.power["n1"] = Power.OFF
+        herd.switches.on_cut = None
+        disarm(herd.ctx, "", "somebody looks at it")  # nor does it matter what is shown meanwhile
+        herd.scan(15)
+        arm(herd.ctx, "")
+        evidence = herd.until_tried("n1").status.evidence
+        assert evidence is not None
+        assert evidence.text == "the power was cut by an attempt before, and read back as off by its BMC"
+        assert herd.switches.cut == ["n1"]
+        assert is_started(stage, "a")
+
+    def test_whom_that_cut_silenced_is_no_excuse_once_it_is_fenced(self, stage: Stage, herd: FencingStage) -> None:
+        """The worker died before it saw that it was n2's power; a person has confirmed n2 meanwhile."""
+        stage.add_vm("a", "n1")
+        herd.configure("n1", bmc=a_bmc("n2"))
+        herd.switches.on_cut = dies
+        herd.lose("n1")
+        with pytest.raises(Died):
+            herd.until_tried("n1")
+        herd.switches.power["n2"] = Power.OFF
+        herd.lose("n2")
+        for _ in range(20):
+            herd.scan()
+        confirm(herd.ctx, "n2", "alice")
+        stored = read_lease(cast("str | None", stage.store.redis.get(keys.lease("n1"))))
+        assert stored is not None
+        services.begin(herd.ctx, "n1", "again", stored.lease)
+        services.run_fencing(herd.ctx, herd.tools, "n1")
+        assert not herd.fencing("n1").status.phase.has_evidence
+        assert "n2" in herd.fencing("n1").status.bmc_distrust
 
     def test_that_reading_is_about_this_bmc(self, stage: Stage, herd: FencingStage) -> None:
         herd.configure("n1", bmc=a_bmc("n1"))
@@ -336,6 +374,14 @@ class TestDeadline:
         armed.holding = False
         until_fenced(armed, "n1")
         assert stage.store.redis.hlen(keys.SUSPICIONS) == 0
+
+
+class Died(Exception):
+    """A fencing worker's end."""
+
+
+def dies(_: str) -> None:
+    raise Died
 
 
 def contradict(herd: FencingStage) -> None:
