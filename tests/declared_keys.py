@@ -57,6 +57,8 @@ def check_keys(client: "redis.Redis") -> set[str]:
     problems: list[str] = []
     for key in sorted(str(name) for name in client.scan_iter(count=1000)):
         kind, ttl = client.type(key), client.pttl(key)
+        if kind == "none":
+            continue  # it expired after it was listed
         # The longest name is the most exact one: `node.<n>.<role>.unacked` is no queue.
         matching = [entry for entry in table if entry.pattern.fullmatch(key) and kind in entry.types]
         if not matching:
