@@ -25,7 +25,7 @@ class Edit:
 
 
 WITHOUT_CLUSTER_CAP = (
-    Edit("orchestrator/planner/migration.py", "if 0 < cap <= migrating:", "if False:"),
+    Edit("orchestrator/planner/migration.py", "if 0 < work.cap <= work.migrating:", "if False:"),
     Edit(
         "orchestrator/store/lua/commit.lua",
         'if redis.call("SCARD", "slots:cluster") >= redis.call("SCARD", "schedulable") then',
