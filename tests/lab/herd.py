@@ -21,6 +21,7 @@ from orchestrator import Cluster
 from orchestrator.errors import NotFound, Refused
 from orchestrator.resources import OperationType, Resource, VirtualMachine, VirtualMachineOperation
 from orchestrator.services import fencing, operations, rebalancing, vms
+from orchestrator.services.context import deciding
 from orchestrator.store import access, keys
 from orchestrator.store.connection import connect
 from tests.lab.guest import Guest
@@ -252,10 +253,14 @@ class LabHerd:
 
     def _free(self, name: str) -> None:
         """Take the nodeSelector off a VM, which held it on its first node."""
-        vm = self.cluster.vm(name)
-        if vm.spec.node_selector:
-            store = self.cluster.store
-            store.must_commit(store.batch().put(vm, vm.with_(spec=vm.spec.with_(node_selector={}))))
+
+        def decide() -> None:  # the control plane writes the VM at the same time
+            vm = self.cluster.vm(name)
+            if vm.spec.node_selector:
+                store = self.cluster.store
+                store.must_commit(store.batch().put(vm, vm.with_(spec=vm.spec.with_(node_selector={}))))
+
+        deciding(decide)
 
     def wait_vm(self, name: str, predicate: Callable[[VirtualMachine], bool], timeout: float = 60.0) -> VirtualMachine:
         """Wait until a VM is as wanted."""
