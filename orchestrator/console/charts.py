@@ -56,7 +56,8 @@ def dirty_rates(samples: Sequence[Sample]) -> list[tuple[float, float]]:
         seconds = after.elapsed_s - before.elapsed_s
         if seconds > 0:
             sent = after.processed_mib - before.processed_mib
-            rates.append((after.elapsed_s, max(0.0, (after.remaining_mib - before.remaining_mib + sent) / seconds)))
+            rate = (after.remaining_mib - before.remaining_mib + sent) / seconds
+            rates.append((after.elapsed_s, max(0.0, round(rate, 1))))
     return rates
 
 
@@ -65,9 +66,9 @@ def migration_charts(samples: Sequence[Sample]) -> list[tuple[str, str]]:
     left = [(sample.elapsed_s, sample.remaining_mib) for sample in samples]
     throttle = [(sample.elapsed_s, sample.throttle_percent) for sample in samples]
     return [
-        ("Data left", line_chart("Data left, MiB", left, "MiB")),
-        ("Dirty rate", line_chart("Dirty rate, MiB/s", dirty_rates(samples), "MiB/s")),
-        ("Throttle", line_chart("Throttle, %", throttle, "%", at_least=100)),
+        ("Data left, MiB", line_chart("Data left, MiB", left, "MiB")),
+        ("Dirty rate, MiB/s", line_chart("Dirty rate, MiB/s", dirty_rates(samples), "MiB/s", at_least=1)),
+        ("Throttle, %", line_chart("Throttle, %", throttle, "%", at_least=100)),
     ]
 
 
