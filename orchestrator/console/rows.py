@@ -185,7 +185,10 @@ def facts(vm: VirtualMachine) -> list[tuple[str, str]]:
     interfaces = ", ".join(str(getattr(one, "name", "")) for one in spec.interfaces)
     found = [
         ("Startup policy", spec.run_policy.value),
-        ("CPU", f"{spec.cpu.cores} cores, {spec.cpu.core_fraction} of each reserved"),
+        (
+            "CPU",
+            f"{spec.cpu.cores} core{'' if spec.cpu.cores == 1 else 's'}, {spec.cpu.core_fraction} of each reserved",
+        ),
         ("Memory", f"{spec.memory.size} ({memory(spec.memory_mib)})"),
         ("Class", spec.virtual_machine_class_name or ""),
         ("Live migration policy", spec.live_migration_policy.value),

@@ -155,7 +155,7 @@ def test_a_node_is_emptied_after_its_plan_was_shown_and_takes_vms_again(served: 
     expect(operator.cell(node, "Status")).not_to_contain_text("SchedulingDisabled")
     page.get_by_role("link", name="Overview").click()
     expect(page.get_by_role("img", name=re.compile("The last 24 hours"))).to_be_visible()
-    expect(page.get_by_role("table", name="The latest of it")).to_contain_text(f"{node}: Uncordoned")
+    expect(page.get_by_role("region", name="The latest of it")).to_contain_text(f"{node}: Uncordoned")
 
 
 def test_a_viewer_sees_no_buttons_and_is_refused(served: Served, viewer: Visitor) -> None:
