@@ -1,6 +1,7 @@
 """The console as a person has it: a browser on a server of the test's own, signed in with a token."""
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,16 @@ _OVERFLOWING = """() => {
     if (box.right > width + 1 || box.left < -1) found.push(one.tagName + '.' + one.className + ' ' + box.right);
   }
   return found;
+}"""
+
+
+_RECORD = """key => {
+  window.recorded = [];
+  const note = () => {
+    const row = document.querySelector(`tr[data-row="${key}"]`);
+    if (row && window.recorded.at(-1) !== row.innerText) window.recorded.push(row.innerText);
+  };
+  new MutationObserver(note).observe(document.body, {subtree: true, childList: true, characterData: true});
 }"""
 
 
@@ -125,6 +136,16 @@ class Visitor:
     def cell(self, key: str, title: str) -> Locator:
         """Give a cell by its column's title."""
         return self.row(key).locator("td").filter(has=self.page.locator(f'.title:text-is("{title}")'))
+
+    def record(self, key: str) -> None:
+        """Write down from now on what a row says, in the browser itself: a slow test misses nothing."""
+        self.page.evaluate(_RECORD, key)
+
+    def percents(self) -> list[int]:
+        """Give the different percentages that the row said since, in order."""
+        said: list[str] = self.page.evaluate("window.recorded")
+        found = [int(match[1]) for text in said if (match := re.search(r"(\d+) %", text))]
+        return list(dict.fromkeys(found))
 
     def window(self) -> Locator:
         """Give the window that asks."""
