@@ -6,7 +6,7 @@ so a hook runs **at least once**, and may run twice: it has to bear that.
 """
 
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -91,6 +91,9 @@ class NodeMaintenance(Model):
     message: str = ""
 
 
+_NOT_BEGUN: Final = NodeMaintenance()
+
+
 class MaintenanceSpec(Model):
     """What is asked.
 
@@ -152,7 +155,7 @@ class Maintenance(Resource):
 
     def node(self, name: str) -> NodeMaintenance:
         """Say how far a node is."""
-        return self.status.nodes.get(name, NodeMaintenance())
+        return self.status.nodes.get(name, _NOT_BEGUN)
 
     @property
     def away(self) -> tuple[str, ...]:

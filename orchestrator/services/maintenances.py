@@ -13,7 +13,7 @@ from orchestrator.logs import logger
 from orchestrator.planner.drain import plan_drain
 from orchestrator.planner.draining import is_on
 from orchestrator.planner.flow import Note
-from orchestrator.planner.maintaining import MaintenanceStep, claimed, hook_ended, next_maintenance, resumed
+from orchestrator.planner.maintaining import MaintenanceStep, claimed, hook_ended, in_sight, next_maintenance, resumed
 from orchestrator.planner.snapshot import Snapshot
 from orchestrator.resources import Maintenance, Node, NodeDrain, ObjectMeta, VirtualMachine, new_metadata
 from orchestrator.resources.drain import DrainCause, DrainPhase, DrainSpec
@@ -202,8 +202,9 @@ def _step(ctx: Context, herd: Herd, name: str) -> bool:
     if old is None or not old.is_open:
         return False
     now = ctx.store.now()
-    nodes = {str(key): node for key, node in ctx.store.many(Node, old.spec.nodes).items()}
-    known = {str(key): drain for key, drain in ctx.store.many(NodeDrain, old.spec.nodes).items()}
+    names = in_sight(old)
+    nodes = {str(key): node for key, node in ctx.store.many(Node, names).items()}
+    known = {str(key): drain for key, drain in ctx.store.many(NodeDrain, names).items()}
     step = next_maintenance(old, nodes, known, _Room(herd, old).admit, now)
     if step.maintenance != old:
         _commit(ctx, old, step, nodes)
