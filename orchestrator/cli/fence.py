@@ -64,6 +64,8 @@ def status() -> None:
         labels = nodes[name].metadata.labels if name in nodes else {}
         said = found.status
         text = " ".join(part for part in (said.reason, said.message) if part)
+        if said.contradicted:
+            text = f"contradicted: {said.contradicted}; {text}"
         if why := disarmed.get(name):
             text = f"disarmed: {why}; {text}".removesuffix("; ")
         bmc = found.spec.bmc.agent if found.spec.bmc else "-"

@@ -145,6 +145,7 @@ class NodeFencingStatus(Model):
         sequence: Likewise.
         boot_id: Likewise.
         evidence: What is known; never without it is anything of the node started elsewhere.
+        contradicted: What speaks against the evidence: then nothing that rests on it starts any more.
         kept: Of a node that was removed.
         listing_order: Id of the order to list its domains that the node has to answer before it is back: what it
             reported before the evidence may still be unread.
@@ -162,6 +163,7 @@ class NodeFencingStatus(Model):
     sequence: int = 0
     boot_id: str = ""
     evidence: Evidence | None = None
+    contradicted: str = ""
     kept: KeptNode | None = None
     powered_off: bool = False
     cut_epoch: int = 0
