@@ -10,9 +10,12 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
+from orchestrator.resources.drain import LONGEST_S
 from orchestrator.resources.meta import Model, Resource, Timestamp
 from orchestrator.resources.names import Name
 
+Limit = Annotated[float, Field(ge=0, le=LONGEST_S)]
+"""Seconds."""
 LONGEST_OUTPUT = 2_000
 """So many characters of a hook's output are kept: the last ones."""
 
@@ -111,9 +114,9 @@ class MaintenanceSpec(Model):
     nodes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=10_000)]
     hook: Annotated[str, Field(min_length=1, max_length=10_000)]
     parallel: Annotated[int, Field(ge=0)] = 1
-    drain_timeout_s: Annotated[float, Field(ge=0)] = 0
-    hook_timeout_s: Annotated[float, Field(ge=0)] = 0
-    ready_timeout_s: Annotated[float, Field(ge=0)] = 0
+    drain_timeout_s: Limit = 0
+    hook_timeout_s: Limit = 0
+    ready_timeout_s: Limit = 0
     reboots: bool = False
     bring_back: bool = False
     requested_by: str = ""
