@@ -90,6 +90,18 @@ class Access:
             raise Unauthorized(f"token {token.name!r} has expired")
         return identity_of(token)
 
+    def identify(self, name: str, uid: str) -> Identity | None:
+        """Give who bears a token that was shown before; None when it is revoked or out of date.
+
+        Args:
+            name: Of the token.
+            uid: Of its document.
+        """
+        token = self._tokens.get(AccessToken, name)
+        if token is None or token.metadata.uid != uid or token.has_expired(self.now()):
+            return None
+        return identity_of(token)
+
     def check(self, identity: Identity, verb: str, resource: str, namespace: str | None) -> None:
         """Let a request pass, or not.
 

@@ -115,6 +115,11 @@ class Mirror:
         await self._newest.close()
         self._threads.shutdown(wait=False)
 
+    @property
+    def follower(self) -> Follower:
+        """What it is made of: for reading, under its lock."""
+        return self._follower
+
     # --- reading ------------------------------------------------------------------------------------------------------
 
     async def newest(self) -> int:
