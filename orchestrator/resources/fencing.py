@@ -144,6 +144,7 @@ class NodeFencingStatus(Model):
         generation: Of the lease that ran out: a renewal ends the fencing.
         sequence: Likewise.
         boot_id: Likewise.
+        lost_at: When that was first noticed.
         evidence: What is known; never without it is anything of the node started elsewhere.
         kept: Of a node that was removed.
         listing_order: Id of the order to list its domains that the node has to answer before it is back: what it
@@ -161,6 +162,7 @@ class NodeFencingStatus(Model):
     generation: str = ""
     sequence: int = 0
     boot_id: str = ""
+    lost_at: Timestamp | None = None
     evidence: Evidence | None = None
     kept: KeptNode | None = None
     powered_off: bool = False
