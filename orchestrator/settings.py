@@ -120,6 +120,8 @@ class Settings(BaseSettings):
         api_watches_per_client: Watches that one token may have open at one server.
         api_requests_per_client: Other requests of one token that one server works on at a time.
         api_watch_queue: So many changes may wait for a watch's client; one that reads more slowly has to list again.
+        console: Serve the web console too, at `/console` of the API.
+        flower_url: Where people's browsers reach Flower; the console links to it. Empty: it does not.
         server: Where commands and `Cluster` find the API: `https://host:port`. Empty: they work on Redis itself.
         token: Who they are to the API.
         token_file: A file that holds it.
@@ -207,6 +209,8 @@ class Settings(BaseSettings):
     api_watches_per_client: int = Field(100, ge=1)
     api_requests_per_client: int = Field(100, ge=1)
     api_watch_queue: int = Field(1_000, ge=10)
+    console: bool = True
+    flower_url: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = ""
     server: str = ""
     token: SecretStr = SecretStr("")
     token_file: Path | None = None

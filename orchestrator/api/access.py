@@ -32,6 +32,11 @@ GROUPS: Final = {
     "virtualmachineoperations": "virtualization.deckhouse.io",
     "virtualmachineclasses": "virtualization.deckhouse.io",
     "pods/eviction": "policy",
+    "nodedrains": "vmherd.dev",
+    "maintenances": "vmherd.dev",
+    "rebalancepolicies": "vmherd.dev",
+    "nodefencings": "vmherd.dev",
+    "leases": "coordination.k8s.io",
 }
 """API groups by resource; all others are in none."""
 
@@ -83,6 +88,18 @@ class Access:
             raise Unauthorized("the token is not valid: wrong, or revoked")
         if token.has_expired(self.now()):
             raise Unauthorized(f"token {token.name!r} has expired")
+        return identity_of(token)
+
+    def identify(self, name: str, uid: str) -> Identity | None:
+        """Give who bears a token that was shown before; None when it is revoked or out of date.
+
+        Args:
+            name: Of the token.
+            uid: Of its document.
+        """
+        token = self._tokens.get(AccessToken, name)
+        if token is None or token.metadata.uid != uid or token.has_expired(self.now()):
+            return None
         return identity_of(token)
 
     def check(self, identity: Identity, verb: str, resource: str, namespace: str | None) -> None:
@@ -173,9 +190,14 @@ def identity_of(token: AccessToken) -> Identity:
     return Identity(token.name, spec.role, namespaces, token.metadata.uid, spec.expires_at)
 
 
+def group_of(resource: str) -> str:
+    """Give the API group of a resource or of a part of one; empty for none."""
+    return GROUPS.get(resource) or GROUPS.get(resource.partition("/")[0], "")
+
+
 def refusal(identity: Identity, verb: str, resource: str, namespace: str | None) -> str:
     """Say who can't do what, in Kubernetes' manner, and where the role counts."""
-    group = GROUPS.get(resource, "")
+    group = group_of(resource)
     inside = f'in the namespace "{namespace}"' if namespace and resource != NAMESPACES else "at the cluster scope"
     plural = resource.partition("/")[0] + (f".{group}" if group else "")
     return (

@@ -20,7 +20,7 @@ from orchestrator.api.pods import PodView
 from orchestrator.api.server import Server
 from orchestrator.api.writing import Writer
 from orchestrator.errors import StoreUnavailable
-from orchestrator.resources import AccessToken, Namespace, NodeInventory
+from orchestrator.resources import AccessToken, Maintenance, Namespace, NodeDrain, NodeFencing, NodeInventory
 from orchestrator.services.context import Context
 from orchestrator.settings import Settings
 
@@ -34,6 +34,9 @@ def _answering(server: Server) -> ASGIApp:
         if scope["type"] == "http":
             response = await server(Request(scope, receive))
             await response(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: 403
 
     return answer
 
@@ -63,11 +66,11 @@ def create_app(ctx: Context, audit: Audit, config: Settings, now: Callable[[], d
         ctx.store,
         RESOURCES,
         views=[NamespaceView(NAMESPACES), PodView()],
-        hidden=[AccessToken, NodeInventory, Namespace],
+        hidden=[AccessToken, NodeInventory, Namespace, NodeDrain, NodeFencing, Maintenance],
         history=config.api_history,
     )
     access = Access(Tokens(mirror), now, audit)
-    server = Server(mirror, access, Writer(ctx), RESOURCES, config)
+    server = Server(mirror, access, Writer(ctx, mirror.herd), RESOURCES, config)
 
     @asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
@@ -104,4 +107,5 @@ def create_app(ctx: Context, audit: Audit, config: Settings, now: Callable[[], d
     app.add_route("/version", tell_version)
     app.router.default = _answering(server)  # not a route: paths may hold what no route's pattern matches
     app.state.mirror = mirror
+    app.state.access = access
     return app

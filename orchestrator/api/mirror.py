@@ -29,6 +29,7 @@ from orchestrator.api.newest import Newest
 from orchestrator.errors import StoreUnavailable, VersionExpired
 from orchestrator.logs import logger
 from orchestrator.resources import Key, Resource
+from orchestrator.services.herd import Herd
 from orchestrator.store import Change, ChangeType, Store
 from orchestrator.store.follower import Follower
 
@@ -103,12 +104,21 @@ class Mirror:
         await asyncio.to_thread(self._follower.start)
         await self.reached(self._follower.version)
 
+    def herd(self) -> Herd:
+        """Give what is stored as planners take it, as of now; for other threads."""
+        return Herd.of(self._follower)
+
     async def stop(self) -> None:
         """Stop following, and end all watches."""
         self._follower.stop()
         self.end_watches()
         await self._newest.close()
         self._threads.shutdown(wait=False)
+
+    @property
+    def follower(self) -> Follower:
+        """What it is made of: for reading, under its lock."""
+        return self._follower
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

@@ -62,7 +62,7 @@ class Serving(uvicorn.Server):
                 port=config.api_port,
                 http=BoundedProtocol,
                 loop="asyncio",
-                ws="none",
+                ws="websockets-sansio" if config.console else "none",
                 lifespan="on",
                 log_config=None,
                 access_log=False,

@@ -45,4 +45,10 @@ def _serve(config: Settings) -> None:
     store = Store(connect(config.redis_url.get_secret_value(), retries=0), config)
     audit = Audit(store, config.audit_log, reads=config.audit_reads)
     tls = ServerCertificate(config, [config.api_address]) if config.api_tls else None
-    Serving(create_app(Context(store, CeleryMessenger(app)), audit, config), config, tls).run()
+    ctx = Context(store, CeleryMessenger(app))
+    served = create_app(ctx, audit, config)
+    if config.console:
+        from orchestrator.console.mounting import mount_console  # noqa: PLC0415 - a second, and much memory
+
+        mount_console(served, ctx)
+    Serving(served, config, tls).run()

@@ -5,12 +5,13 @@ not ours.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.resources import Node, VirtualMachine, VirtualMachineOperation
 from orchestrator.services.herd import Herd, node_capacity
-from orchestrator.store import keys
+from orchestrator.store import Store, keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def overview(herd: Herd) -> Overview:
     with follower.lock:
         vms = follower.all(VirtualMachine)
         on_node = Counter(vm.status.node_name for vm in vms if vm.status.phase.occupies_node)
-        nodes = [_node(herd, node, on_node[node.name]) for node in follower.all(Node)]
+        nodes = [node_load(herd.store, follower.index, node, on_node[node.name]) for node in follower.all(Node)]
         active = sorted(herd.active_operations(), key=lambda o: (o.status.grant is None, o.priority, o.created_version))
         return Overview(
             nodes=tuple(sorted(nodes, key=lambda node: (-node.cpu_share, -node.memory_share, node.name))),
@@ -101,10 +102,17 @@ def overview(herd: Herd) -> Overview:
         )
 
 
-def _node(herd: Herd, node: Node, vms: int) -> NodeLoad:
-    index = herd.follower.index
+def node_load(store: Store, index: Mapping[str, Mapping[str, str | None]], node: Node, vms: int) -> NodeLoad:
+    """Say what is reserved of a node.
+
+    Args:
+        store: For its settings.
+        index: A follower's; held still by the caller.
+        node: Which.
+        vms: How many take room of it.
+    """
     claims = [(value or "0 0").split() for value in index.get(keys.claims(node.name), {}).values()]
-    memory_mib, millicores = node_capacity(herd.store, node)
+    memory_mib, millicores = node_capacity(store, node)
     return NodeLoad(
         name=node.name,
         status=("Ready" if node.is_ready else "NotReady") + (",SchedulingDisabled" if node.spec.unschedulable else ""),

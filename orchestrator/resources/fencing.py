@@ -146,6 +146,7 @@ class NodeFencingStatus(Model):
         boot_id: Likewise.
         lost_at: When that was first noticed.
         evidence: What is known; never without it is anything of the node started elsewhere.
+        contradicted: What speaks against the evidence: then nothing that rests on it starts any more.
         kept: Of a node that was removed.
         listing_order: Id of the order to list its domains that the node has to answer before it is back: what it
             reported before the evidence may still be unread.
@@ -164,6 +165,7 @@ class NodeFencingStatus(Model):
     boot_id: str = ""
     lost_at: Timestamp | None = None
     evidence: Evidence | None = None
+    contradicted: str = ""
     kept: KeptNode | None = None
     powered_off: bool = False
     cut_epoch: int = 0

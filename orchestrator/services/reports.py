@@ -200,6 +200,8 @@ def _ended(ctx: Context, batch: Batch, node: str, body: dict[str, Any]) -> list[
     if grant.action is Action.MIGRATE:
         operation = migrations.with_end(operation, body)
         message += migrations.explain_deadline(ctx.config, grant, vm, body)
+    elif grant.action is Action.START:
+        operation = operation.with_grant(locked=bool(body.get("locked")))
     settling.begin(ctx, batch, operation, cause, kill=False, end=end, message=message)
     return []
 

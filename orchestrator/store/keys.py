@@ -52,6 +52,7 @@ are removed by the commit that ends it:
   and bounded at 10,000 |
 | `node:{<n>}:claim:<epoch>` | string | node | 1 day: this grant was taken by a worker |
 | `node:{<n>}:request:<id>` | string | node | 10 min: this report was written |
+| `console-session:<digest>` | string | control | 12 h: who is signed in to the console; ends when they sign out |
 | `celery-task-meta-<id>` | string | Celery | 1 day (`result_expires`) |
 | `control`, `liveness`, `fencing`, `node.<n>.migrate`, `node.<n>.lifecycle` | list | Celery | none: queues of messages,
   emptied by their workers; ticks expire unread |
@@ -141,6 +142,11 @@ def answers(order_id: str) -> str:
 def wanted(task: str) -> str:
     """Marks that a wake-up of a task is on its way."""
     return f"wanted:{task}"
+
+
+def console_session(digest: str) -> str:
+    """A session of the console, by the digest of what its browser holds."""
+    return f"console-session:{digest}"
 
 
 def tick(name: str, number: int) -> str:

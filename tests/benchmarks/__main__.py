@@ -27,6 +27,7 @@ from tests.lab.namespaces import LabError
 BENCHMARKS = {
     "store": "store_rate",
     "api": "api_server",
+    "console": "console",
     "throughput": "throughput",
     "rebalancing": "rebalancing",
     "draining": "draining",

@@ -16,6 +16,7 @@ from tests.contract.machines import (
     Watcher,
     in_background,
     migration,
+    new_machine,
     promptly,
     read,
     state,
@@ -24,7 +25,7 @@ from tests.lab.lab import Lab
 from tests.waiting import wait_until
 from workers.hypervisor.domain_xml import MARKER_NAMESPACE
 from workers.hypervisor.libvirt_driver import LibvirtHypervisor
-from workers.hypervisor.port import DomainState, EventKind, MigrationEnd, MigrationRequest
+from workers.hypervisor.port import DomainState, EventKind, MigrationEnd, MigrationRequest, StorageLocked
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
@@ -68,6 +69,17 @@ def test_a_targets_copy_is_never_taken_for_a_sources(libvirt_pair: LibvirtHostPa
     pair.thaw_machine("target", machine.uuid)
     wait_until(lambda: pair.target.domain(machine.uuid) is None, 40, "the copy to be gone")
     assert state(pair.source, machine) is DomainState.RUNNING
+
+
+def test_the_lock_on_an_image_is_told_apart(libvirt_pair: LibvirtHostPair, machine: Machine) -> None:
+    """QEMU's own words, as a second one on another host finds the image of the first."""
+    pair, second = libvirt_pair, new_machine()
+    pair.source.start(pair.equipped_xml(machine.name, machine.uuid), MARKER)
+    with pytest.raises(StorageLocked, match=second.uuid):
+        pair.target.start(pair.equipped_xml(second.name, second.uuid), MARKER)
+    assert pair.target.domain(second.uuid) is None
+    pair.source.destroy(machine.uuid)
+    assert pair.target.start(pair.equipped_xml(second.name, second.uuid), MARKER).state is DomainState.RUNNING
 
 
 def test_a_starting_machine_is_read(libvirt_pair: LibvirtHostPair, machine: Machine) -> None:

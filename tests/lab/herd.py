@@ -100,7 +100,7 @@ class LabHerd:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.down()
 
-    def up(self, timeout: float = 60.0) -> None:
+    def up(self, timeout: float = 120.0) -> None:
         """Start everything, and wait until each node is Ready and each worker listens."""
         for name in CONTROL_PROCESSES:
             self.start_control(name)

@@ -435,6 +435,14 @@ verb("fail start")(_failing("fail_start"))
 verb("fail migration")(_failing("fail_migration"))
 
 
+@verb("lock storage")
+def _lock_storage(run: Run, words: list[str]) -> None:
+    """`VM [times N]`: starts find that somebody else holds the lock on its image; without a number, until `heal VM`."""
+    times = int(words[words.index("times") + 1]) if "times" in words else 0
+    said = 'Failed to get "write" lock\nIs another process using the image [/srv/vm/a.qcow2]?'
+    run.faults.fail_start(str(_word(run, words[0])), said, times=times)
+
+
 def armed(run: Run) -> list[str]:
     """Say what was set to happen and did not: such a script shows less than it says."""
     traps = [f"kill {trap.process} {trap.moment} {trap.point}" for trap in run.processes.traps]

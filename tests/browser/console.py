@@ -1,0 +1,153 @@
+"""The console as a person has it: a browser on a server of the test's own, signed in with a token."""
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+
+from tests.browser.browsing import screenshot
+from tests.processes import REPOSITORY, Processes
+from tests.redis_server import free_port
+from tests.waiting import wait_until
+
+WIDE, NARROW = (1440, 900), (390, 844)
+SHOWN_MS = 60_000
+"""A loaded machine takes its time."""
+expect.set_options(timeout=SHOWN_MS)
+
+_OVERFLOWING = """() => {
+  const width = document.documentElement.clientWidth, found = [];
+  for (const one of document.body.querySelectorAll('*')) {
+    const box = one.getBoundingClientRect(), style = getComputedStyle(one);
+    if (!box.width || !box.height || style.visibility === 'hidden' || box.right <= 0) continue;
+    if (one.closest('.scroll') && !one.matches('.scroll')) continue;
+    if (box.right > width + 1 || box.left < -1) found.push(one.tagName + '.' + one.className + ' ' + box.right);
+  }
+  return found;
+}"""
+
+
+class Console:
+    """One server with the console, on a Redis that others use too.
+
+    Args:
+        processes: That stop it at the end.
+        url: Of Redis.
+        settings: Of its own.
+    """
+
+    def __init__(self, processes: Processes, url: str, name: str = "console", **settings: str) -> None:
+        self.url = url
+        self.port = free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self._environment = {"VMHERD_REDIS_URL": url, **settings}
+        self.log = processes.log_file(name)
+        words = ("-m", "orchestrator.cli", "api", "--plain-http", "--port", str(self.port))
+        self.process = processes.start(name, *words, **settings)
+
+    def wait_ready(self) -> "Console":
+        """Wait until it answers."""
+        wait_until(self._is_ready, 120, lambda: f"the console answers: {self.log.read_text()[-2000:]}", interval=0.2)
+        return self
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.address}/readyz", timeout=10).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def vmherd(self, *words: str) -> str:
+        """Run a command on its Redis."""
+        done = subprocess.run(
+            [str(REPOSITORY / ".venv/bin/vmherd"), *words],
+            env={**os.environ, **self._environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    def token(self, name: str, role: str, *more: str) -> str:
+        """Make a token, and wait until the server knows it."""
+        text = self.vmherd("token", "create", name, "--role", role, *more).split()[-1]
+        headers = {"authorization": f"Bearer {text}"}
+        wait_until(lambda: httpx.get(f"{self.address}/api", headers=headers, timeout=10).status_code == 200, 30)
+        return text
+
+
+class Visitor:
+    """Somebody with a token in a browser.
+
+    Attributes:
+        page: What they look at.
+        trouble: What the browser complained of.
+        asked: Addresses that the browser asked for something.
+    """
+
+    def __init__(self, browser: Browser, console: Console, token: str, size: tuple[int, int] = WIDE) -> None:
+        self.console = console
+        viewport: Mapping[str, int] = {"width": size[0], "height": size[1]}
+        self.context: BrowserContext = browser.new_context(
+            base_url=console.address,
+            viewport=viewport,  # type: ignore[arg-type] # a TypedDict of Playwright's own
+            timezone_id="Asia/Tokyo",
+        )
+        self.context.set_default_timeout(SHOWN_MS)
+        self.page: Page = self.context.new_page()
+        self.trouble: list[str] = []
+        self.asked: set[str] = set()
+        self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
+        self.page.on("request", lambda request: self.asked.add(request.url.split("/")[2]))
+        self.page.goto("/console/")
+        self.page.get_by_label("API token").fill(token)
+        self.page.get_by_role("button", name="Sign in").click()
+        expect(self.page.get_by_role("button", name="Sign out")).to_be_visible()
+
+    def close(self) -> None:
+        """Leave."""
+        self.context.close()
+
+    def go(self, *labels: str) -> Page:
+        """Click one's way by the labels of links."""
+        for label in labels:
+            self.page.get_by_role("link", name=label, exact=True).click()
+            expect(self.page.get_by_role("heading", level=1)).to_be_visible()
+        return self.page
+
+    def row(self, key: str) -> Locator:
+        """Give a row of the list that is shown."""
+        return self.page.locator(f'tr[data-row="{key}"]')
+
+    def cell(self, key: str, title: str) -> Locator:
+        """Give a cell by its column's title."""
+        return self.row(key).locator("td").filter(has=self.page.locator(f'.title:text-is("{title}")'))
+
+    def window(self) -> Locator:
+        """Give the window that asks."""
+        return self.page.get_by_role("dialog")
+
+    def look(self, name: str) -> None:
+        """Keep a screenshot, and see that nothing is wider than the screen."""
+        width = self.page.viewport_size["width"] if self.page.viewport_size else 0
+        self.page.screenshot(path=screenshot(f"console-{name}-{width}"), full_page=True)
+        assert self.page.evaluate(_OVERFLOWING) == []
+
+
+@contextmanager
+def visiting(browser: Browser, console: Console, token: str, size: tuple[int, int] = WIDE) -> Iterator[Visitor]:
+    """Visit the console; nobody else was asked for anything, and the browser found nothing wrong."""
+    visitor = Visitor(browser, console, token, size)
+    try:
+        yield visitor
+        assert visitor.asked == {f"127.0.0.1:{console.port}"}, "all comes from the server itself"
+        assert visitor.trouble == []
+    except BaseException:
+        failed = Path(screenshot("console-failed"))
+        visitor.page.screenshot(path=failed, full_page=True)
+        raise
+    finally:
+        visitor.close()
