@@ -5,6 +5,7 @@ Evidence is written by `services.takeover` only.
 """
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import cast
 
 from orchestrator.lease import Lease, StoredLease, read_lease
@@ -55,13 +56,16 @@ def change_fencing(
     return deciding(decide)
 
 
-def _of_lease(status: NodeFencingStatus, lease: Lease | None) -> dict[str, object]:
+def _of_lease(status: NodeFencingStatus, lease: Lease | None, at: datetime) -> dict[str, object]:
     """What a status says of the lease that ran out; of another one than before, no power was cut yet."""
     generation, sequence = lease.identity if lease is not None else ("", 0)
     new: dict[str, object] = {"generation": generation, "sequence": sequence}
     new["boot_id"] = lease.boot_id if lease is not None else ""
-    if (generation, sequence) != (status.generation, status.sequence):
+    is_another = (generation, sequence) != (status.generation, status.sequence)
+    if is_another:
         new |= {"powered_off": False, "cut_epoch": 0}
+    if is_another or status.lost_at is None:
+        new["lost_at"] = at
     return new
 
 
@@ -86,7 +90,7 @@ def say_suspect(ctx: Context, name: str, judgement: Judgement, lease: Lease | No
             since=ctx.now(),
             reason=judgement.reason,
             message=judgement.message,
-            **_of_lease(status, lease),
+            **_of_lease(status, lease, ctx.now()),
         )
 
     change_fencing(ctx, name, change, Note("NodeSuspect", judgement.message, warning=True) if is_telling else None)
@@ -104,7 +108,7 @@ def begin(ctx: Context, name: str, message: str, lease: Lease | None) -> None:
             reason="LeaseExpired",
             message=message,
             evidence=None,
-            **_of_lease(old.status, lease),
+            **_of_lease(old.status, lease, ctx.now()),
         )
 
     change_fencing(
