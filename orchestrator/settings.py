@@ -120,6 +120,7 @@ class Settings(BaseSettings):
         api_watches_per_client: Watches that one token may have open at one server.
         api_requests_per_client: Other requests of one token that one server works on at a time.
         api_watch_queue: So many changes may wait for a watch's client; one that reads more slowly has to list again.
+        api_send_timeout: Seconds for which a client may take nothing of a watch or a long list; then it is hung up on.
         server: Where commands and `Cluster` find the API: `https://host:port`. Empty: they work on Redis itself.
         token: Who they are to the API.
         token_file: A file that holds it.
@@ -207,6 +208,7 @@ class Settings(BaseSettings):
     api_watches_per_client: int = Field(100, ge=1)
     api_requests_per_client: int = Field(100, ge=1)
     api_watch_queue: int = Field(1_000, ge=10)
+    api_send_timeout: float = Field(30, gt=0)
     server: str = ""
     token: SecretStr = SecretStr("")
     token_file: Path | None = None
