@@ -104,7 +104,7 @@ class TestDrain:
         stage.add_vm("a", "n1")
         with Running(vmherd, "drain", "n1", "--timeout", "1s") as drain:
             drain.wait(lambda lines: any("1 of 1 VMs left" in line for line in lines))
-            wait_until(lambda: after(Stage.reconcile, stage, lambda: not drain_of(stage).is_open), 30, "its time is over")
+            wait_until(lambda: after(Stage.reconcile, stage, lambda: not drain_of(stage).is_open), 30, "the end")
             assert drain.ended() == 1
         assert len(drain.errors) == 1
         assert drain.errors[0].startswith("vmherd: node/n1: drain-failed: not empty after 1 s: 1 of 1 VMs left")
