@@ -38,7 +38,7 @@ from orchestrator.resources import (
 )
 from orchestrator.resources.drain import DrainSpec
 from orchestrator.resources.vmop import MigrateTo
-from orchestrator.services import adoption, drain_plans, drains, manifests, operations
+from orchestrator.services import adoption, manifests, operations
 from orchestrator.services.adoption_orders import ADOPTING, RELEASING
 from orchestrator.services.context import Context
 from orchestrator.settings import settings
@@ -163,7 +163,7 @@ class Cluster:
     """A herd, through its API or on its Redis.
 
     Through the API it has a token's rights, and a server that is away for some seconds is waited for by `wait` and
-    `progress`. `adopt`, `release` and drains work on Redis only.
+    `progress`. `adopt` and `release` work on Redis only.
 
     Args:
         url: Of its API (`https://host:port`; the token and the CA are as the settings say) or of its Redis
@@ -319,16 +319,16 @@ class Cluster:
             NotFound: No such node.
             Refused: Some VMs would have no place: says which, and why. Nothing was begun.
         """
-        spec = DrainSpec(requested_by=requested_by, selector=selector, timeout_s=timeout or 0)
-        return drain_plans.begin_checked(self.context, [node], spec, partial=partial)[0]
+        spec = DrainSpec(requested_by=requested_by, selector=selector, timeout_s=timeout or 0, partial=partial)
+        return self.client.begin_drains([node], spec)[0]
 
     def plan_drain(self, *names: str, selector: str = "") -> DrainPlan:
         """Say where each VM of some nodes would go, in which order, how long that takes, and what has no place."""
-        return drain_plans.plan(self.context, names, DrainSpec(selector=selector))
+        return self.client.plan_drain(names, DrainSpec(selector=selector))
 
     def stop_drain(self, node: str, why: str = "stopped from Python") -> NodeDrain:
         """End a drain: what has not begun is dropped, what has goes on; the node stays cordoned."""
-        return drains.cancel(self.context, node, why)
+        return self.client.cancel_drain(node, why)
 
     def adopt(
         self,

@@ -123,3 +123,46 @@ class DomainNotFound(HypervisorError):
 
 class InvariantBroken(VmherdError):
     """A promise of the design does not hold. Stop, and tell a person."""
+
+
+class BadRequest(VmherdError):
+    """What was sent can't be read, or a parameter is wrong."""
+
+    reason = "BadRequest"
+
+
+class MethodNotAllowed(VmherdError):
+    """The resource has no such verb."""
+
+    reason = "MethodNotAllowed"
+
+
+class NotAcceptable(VmherdError):
+    """None of the forms that the client takes is ours."""
+
+    reason = "NotAcceptable"
+
+
+class UnsupportedMediaType(VmherdError):
+    """The body is in a form that is not taken."""
+
+    reason = "UnsupportedMediaType"
+
+
+class TooLarge(VmherdError):
+    """The body is larger than what is taken."""
+
+    reason = "RequestEntityTooLarge"
+
+
+class TooManyRequests(VmherdError):
+    """Not now. No Retry-After goes with it: kubectl would wait silently in place of telling the message."""
+
+    retryable = True
+    reason = "TooManyRequests"
+
+
+class RequestTimeout(VmherdError):
+    """It was not done in time; what it changes may still come."""
+
+    reason = "Timeout"

@@ -61,7 +61,7 @@ def herd() -> Herd:
         return _herds[0]
 
 
-@app.task(name=Task.GRANT.value, queue=CONTROL)
+@app.task(name=Task.GRANT.value, queue=CONTROL, send_events=False)
 def grant() -> int:
     """Grant what may begin now."""
     try:

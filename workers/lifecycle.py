@@ -4,7 +4,7 @@ from orchestrator.errors import HypervisorError, OutcomeUnknown
 from orchestrator.logs import logger
 from orchestrator.resources import NodeGrant
 from orchestrator.store.node_store import NodeStore
-from workers.hypervisor.port import DomainState, Hypervisor, Marker
+from workers.hypervisor.port import DomainState, Hypervisor, Marker, StorageLocked
 from workers.orders import incarnation_of, perform
 from workers.reporting import report_surely
 from workers.watching import Watch
@@ -23,7 +23,7 @@ def run_start(store: NodeStore, hypervisor: Hypervisor, holder: str, operation: 
         return f"{operation}: nothing to do (epoch {epoch} is not current, or was taken)"
     project, _, name = grant.vm.partition("/")
     marker = Marker(project, name, grant.incarnation, epoch)
-    end, message = "succeeded", ""
+    end, message, is_locked = "succeeded", "", False
     if grant.cancel:
         return _end(store, grant, "aborted", "aborted before it was started")
     with Watch(store, hypervisor, grant):
@@ -32,8 +32,8 @@ def run_start(store: NodeStore, hypervisor: Hypervisor, holder: str, operation: 
         except OutcomeUnknown as error:
             end, message = "unknown", str(error)
         except HypervisorError as error:
-            end, message = "failed", str(error)
-    return _end(store, grant, end, message)
+            end, message, is_locked = "failed", str(error), isinstance(error, StorageLocked)
+    return _end(store, grant, end, message, is_locked=is_locked)
 
 
 def run_stop(store: NodeStore, hypervisor: Hypervisor, holder: str, operation: str, epoch: int) -> str:
@@ -80,9 +80,9 @@ def _ask(store: NodeStore, hypervisor: Hypervisor, grant: NodeGrant) -> str:
     return f"{grant.vm}: asked to power off {message}".rstrip()
 
 
-def _end(store: NodeStore, grant: NodeGrant, end: str, message: str) -> str:
+def _end(store: NodeStore, grant: NodeGrant, end: str, message: str, *, is_locked: bool = False) -> str:
     log.info("call ended", action=grant.action.value, operation=grant.operation, vm=grant.vm, end=end, message=message)
-    body = {"operation": grant.operation, "epoch": grant.epoch, "end": end, "message": message}
+    body = {"operation": grant.operation, "epoch": grant.epoch, "end": end, "message": message, "locked": is_locked}
     report_surely(store, "Ended", body)
     return f"{grant.vm}: {end} {message}".rstrip()
 

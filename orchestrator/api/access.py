@@ -32,6 +32,11 @@ GROUPS: Final = {
     "virtualmachineoperations": "virtualization.deckhouse.io",
     "virtualmachineclasses": "virtualization.deckhouse.io",
     "pods/eviction": "policy",
+    "nodedrains": "vmherd.dev",
+    "maintenances": "vmherd.dev",
+    "rebalancepolicies": "vmherd.dev",
+    "nodefencings": "vmherd.dev",
+    "leases": "coordination.k8s.io",
 }
 """API groups by resource; all others are in none."""
 
@@ -185,9 +190,14 @@ def identity_of(token: AccessToken) -> Identity:
     return Identity(token.name, spec.role, namespaces, token.metadata.uid, spec.expires_at)
 
 
+def group_of(resource: str) -> str:
+    """Give the API group of a resource or of a part of one; empty for none."""
+    return GROUPS.get(resource) or GROUPS.get(resource.partition("/")[0], "")
+
+
 def refusal(identity: Identity, verb: str, resource: str, namespace: str | None) -> str:
     """Say who can't do what, in Kubernetes' manner, and where the role counts."""
-    group = GROUPS.get(resource, "")
+    group = group_of(resource)
     inside = f'in the namespace "{namespace}"' if namespace and resource != NAMESPACES else "at the cluster scope"
     plural = resource.partition("/")[0] + (f".{group}" if group else "")
     return (

@@ -70,7 +70,7 @@ def create_app(ctx: Context, audit: Audit, config: Settings, now: Callable[[], d
         history=config.api_history,
     )
     access = Access(Tokens(mirror), now, audit)
-    server = Server(mirror, access, Writer(ctx), RESOURCES, config)
+    server = Server(mirror, access, Writer(ctx, mirror.herd), RESOURCES, config)
 
     @asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:

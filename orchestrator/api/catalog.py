@@ -4,18 +4,24 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from orchestrator.api.entries import READ, ApiResource
+from orchestrator.api.leases import LEASES
 from orchestrator.api.namespaces import NAMESPACE_TABLE
 from orchestrator.api.pods import PODS
 from orchestrator.cli.tables import TABLES
 from orchestrator.resources import (
+    KINDS,
     Event,
+    Maintenance,
     Namespace,
     Node,
-    Resource,
+    NodeDrain,
+    NodeFencing,
+    RebalancePolicy,
     VirtualMachine,
     VirtualMachineClass,
     VirtualMachineOperation,
 )
+from orchestrator.resources.shown_maintenance import ShownMaintenance, show_maintenance
 from orchestrator.resources.shown_node import ShownNode, show_node
 
 CHANGE: Final = ("update", "patch")
@@ -28,8 +34,7 @@ def _about(part: str) -> Callable[[Any], str]:
 
 
 def _api_version(event: Event) -> str:
-    kinds: tuple[type[Resource], ...] = (VirtualMachine, VirtualMachineOperation, VirtualMachineClass, Node)
-    known = next((kind for kind in kinds if kind.kind_name == event.involved_object.kind), None)
+    known = KINDS.get(event.involved_object.kind)
     return known.group_version if known is not None else ""
 
 
@@ -67,12 +72,46 @@ CLASSES = ApiResource(
 )
 NODES = ApiResource(
     Node,
-    (*READ, *CHANGE),
+    (*READ, *CHANGE, "delete"),
     TABLES[Node],
     {"spec.unschedulable": lambda node: str(node.spec.unschedulable).lower()},
     short_names=("no",),
     wire=show_node,
     schema=ShownNode,
+    actions=("uncordon", "failures"),
+)
+DRAINS = ApiResource(
+    NodeDrain,
+    (*READ, "create", *CHANGE, "delete"),
+    TABLES[NodeDrain],
+    {"status.phase": lambda drain: drain.status.phase.value},
+    short_names=("drain",),
+    actions=("cancel", "plan"),
+)
+MAINTENANCES = ApiResource(
+    Maintenance,
+    (*READ, "create", *CHANGE, "delete"),
+    TABLES[Maintenance],
+    {"status.phase": lambda maintenance: maintenance.status.phase.value},
+    short_names=("maint",),
+    wire=show_maintenance,
+    schema=ShownMaintenance,
+    actions=("pause", "resume", "stop", "claimhook", "renewhook", "endhook"),
+)
+POLICIES = ApiResource(
+    RebalancePolicy,
+    (*READ, "create", *CHANGE),
+    TABLES[RebalancePolicy],
+    short_names=("rebalance",),
+    actions=("plan", "run"),
+)
+FENCINGS = ApiResource(
+    NodeFencing,
+    (*READ, "create", *CHANGE),
+    TABLES[NodeFencing],
+    {"status.phase": lambda fencing: fencing.status.phase.value},
+    short_names=("fencing",),
+    actions=("confirm", "test", "arm", "disarm", "disarmed"),
 )
 EVENTS = ApiResource(
     Event,
@@ -99,4 +138,17 @@ NAMESPACES = ApiResource(
     is_derived=True,
 )
 
-RESOURCES: Final[tuple[ApiResource, ...]] = (VIRTUAL_MACHINES, OPERATIONS, CLASSES, NODES, NAMESPACES, PODS, EVENTS)
+RESOURCES: Final[tuple[ApiResource, ...]] = (
+    VIRTUAL_MACHINES,
+    OPERATIONS,
+    CLASSES,
+    NODES,
+    NAMESPACES,
+    PODS,
+    EVENTS,
+    DRAINS,
+    MAINTENANCES,
+    POLICIES,
+    FENCINGS,
+    LEASES,
+)

@@ -62,6 +62,8 @@ class Discovery:
         below = {"singularName": "", "namespaced": api.kind.namespaced, "kind": api.kind.kind_name}
         if "status" in api.subresources:
             yield {**below, "name": f"{api.plural}/status", "verbs": ["get"]}
+        for action in api.actions:
+            yield {**below, "name": f"{api.plural}/{action}", "verbs": ["create"]}
         if api.is_evictable:
             yield {**below, **_EVICTION, "name": f"{api.plural}/eviction", "verbs": ["create"]}
 

@@ -48,6 +48,7 @@ class ApiResource:
         schema: The model that describes what clients see; the kind itself unless it is shown differently.
         is_derived: Made by this server out of others, and not stored.
         is_evictable: Whether one can be asked to leave its node.
+        actions: What can be done with one besides, or with all of them: see `actions`.
     """
 
     kind: type[Resource]
@@ -60,12 +61,14 @@ class ApiResource:
     schema: type[Resource] | None = None
     is_derived: bool = False
     is_evictable: bool = False
+    actions: tuple[str, ...] = ()
 
     @property
     def subresources(self) -> Mapping[str, tuple[str, ...]]:
         """Parts that have paths of their own, and what may be done with each."""
         found = {"status": ("get",)} if "status" in self.kind.model_fields else {}
-        return {**found, **({"eviction": ("create",)} if self.is_evictable else {})}
+        evicted = {"eviction": ("create",)} if self.is_evictable else {}
+        return {**found, **evicted, **dict.fromkeys(self.actions, ("create",))}
 
     @property
     def group(self) -> str:

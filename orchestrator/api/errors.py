@@ -39,49 +39,6 @@ _CAUSES: Final[Mapping[str, str]] = {"unknown field": "FieldValueNotSupported", 
 """A cause's machine-readable reason by its words; `FieldValueInvalid` for all others."""
 
 
-class BadRequest(VmherdError):
-    """What was sent can't be read, or a parameter is wrong."""
-
-    reason = "BadRequest"
-
-
-class MethodNotAllowed(VmherdError):
-    """The resource has no such verb."""
-
-    reason = "MethodNotAllowed"
-
-
-class NotAcceptable(VmherdError):
-    """None of the forms that the client takes is ours."""
-
-    reason = "NotAcceptable"
-
-
-class UnsupportedMediaType(VmherdError):
-    """The body is in a form that is not taken."""
-
-    reason = "UnsupportedMediaType"
-
-
-class TooLarge(VmherdError):
-    """The body is larger than what is taken."""
-
-    reason = "RequestEntityTooLarge"
-
-
-class TooManyRequests(VmherdError):
-    """Not now. No Retry-After goes with it: kubectl would wait silently in place of telling the message."""
-
-    retryable = True
-    reason = "TooManyRequests"
-
-
-class RequestTimeout(VmherdError):
-    """It was not done in time; what it changes may still come."""
-
-    reason = "Timeout"
-
-
 def status_of(error: Exception, *, kind: str = "", group: str = "", name: str = "") -> dict[str, Any]:
     """Make the Status of an error.
 

@@ -7,12 +7,11 @@ silently then. 404 or 201 once it has left.
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.api.errors import BadRequest
 from orchestrator.api.mirror import Mirror
 from orchestrator.api.pods import Pod
 from orchestrator.api.reading import not_found
 from orchestrator.api.targets import Target
-from orchestrator.errors import NotFound
+from orchestrator.errors import BadRequest, NotFound
 from orchestrator.resources import make_key
 from orchestrator.resources.names import shown
 

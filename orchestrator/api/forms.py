@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from orchestrator.api.entries import ApiResource, Entry
-from orchestrator.api.errors import BadRequest, NotAcceptable, to_json
+from orchestrator.api.errors import to_json
 from orchestrator.api.tables import TableForm, read_include
 from orchestrator.cli.tables import Around
+from orchestrator.errors import BadRequest, NotAcceptable
 from orchestrator.resources.names import shown
 
 _JSON: Final = frozenset({"application/json", "application/*", "*/*"})

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from starlette.requests import ClientDisconnect, Request
 
 from orchestrator.api import protobuf
-from orchestrator.api.errors import BadRequest, TooLarge, TooManyRequests, UnsupportedMediaType
+from orchestrator.errors import BadRequest, TooLarge, TooManyRequests, UnsupportedMediaType
 from orchestrator.resources.manifest import check_size
 from orchestrator.resources.names import shown
 

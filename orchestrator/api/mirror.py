@@ -29,6 +29,7 @@ from orchestrator.api.newest import Newest
 from orchestrator.errors import StoreUnavailable, VersionExpired
 from orchestrator.logs import logger
 from orchestrator.resources import Key, Resource
+from orchestrator.services.herd import Herd
 from orchestrator.store import Change, ChangeType, Store
 from orchestrator.store.follower import Follower
 
@@ -102,6 +103,10 @@ class Mirror:
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._follower.start)
         await self.reached(self._follower.version)
+
+    def herd(self) -> Herd:
+        """Give what is stored as planners take it, as of now; for other threads."""
+        return Herd.of(self._follower)
 
     async def stop(self) -> None:
         """Stop following, and end all watches."""

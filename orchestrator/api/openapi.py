@@ -147,6 +147,10 @@ def _paths(api: ApiResource) -> Iterator[tuple[str, dict[str, Any]]]:
     if "status" in api.subresources:
         status = {**_operation(api, "get", "get-status", {}), "responses": _responses(name)}
         yield f"{inside}/{{name}}/status", {"parameters": _path_parameters(*of_path, "name"), "get": status}
+    for action in api.actions:
+        asked = {**_operation(api, "post", action, {}), "requestBody": _body(f"{META}Action", required=False)}
+        asked["responses"] = _responses(f"{META}Action")
+        yield f"{inside}/{{name}}/{action}", {"parameters": _path_parameters(*of_path, "name"), "post": asked}
 
 
 def _writing(api: ApiResource, verb: str, name: str) -> dict[str, Any]:

@@ -4,20 +4,23 @@ All are pure: a document and a patch give a new document.
 """
 
 import copy
+import json
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import jsonpatch
 import jsonpointer
 
-from orchestrator.api.errors import BadRequest, UnsupportedMediaType
-from orchestrator.errors import Invalid
+from orchestrator.errors import BadRequest, Invalid, UnsupportedMediaType
 from orchestrator.resources.names import shown
 
 JSON_PATCH: Final = "application/json-patch+json"
 MERGE_PATCH: Final = "application/merge-patch+json"
 STRATEGIC: Final = "application/strategic-merge-patch+json"
 APPLY: Final = "application/apply-patch+yaml"
+APPLIED_ANNOTATION: Final = "vmherd.dev/applied"
+"""What each manager said at its last server-side apply: JSON, by the manager's name."""
+_NOT_APPLIED: Final = frozenset({"managedFields", "resourceVersion", "uid", "creationTimestamp", "generation"})
 
 _MOST_OPERATIONS: Final = 1_000
 _DIRECTIVE: Final = "$patch"
@@ -54,6 +57,55 @@ def read_patch(media_type: str, body: Any, *, takes_strategic: bool) -> Patch:
     if not isinstance(body, dict):
         raise BadRequest(f"a patch of type {kind} is an object, not {shown(body)}")
     return lambda document: (merge if kind == MERGE_PATCH else strategic_merge)(document, body)
+
+
+def apply_patch(given: Mapping[str, Any], manager: str) -> Patch:
+    """Give the function that applies what a manager says of a resource (server-side apply).
+
+    What it says is put over what is there; what it said the last time and says no more is taken away. That is kept in
+    the annotation `APPLIED_ANNOTATION`, by manager, in place of Kubernetes' managed fields: lists are replaced as a
+    whole, and of two managers that say something of one field the last one counts.
+
+    Args:
+        given: All that it says.
+        manager: Its name.
+    """
+    said = {key: value for key, value in given.items() if key != "status"}
+    if isinstance(meta := said.get("metadata"), dict):
+        said["metadata"] = {key: value for key, value in meta.items() if key not in _NOT_APPLIED}
+
+    def apply(document: dict[str, Any]) -> dict[str, Any]:
+        meta = document.get("metadata") or {}
+        known = _applied(meta.get("annotations") or {})
+        after = merge(merge(document, _withdrawn(known.get(manager) or {}, said)), said)
+        kept = json.dumps({**known, manager: said}, sort_keys=True, separators=(",", ":"))
+        marked = {"metadata": {"annotations": {APPLIED_ANNOTATION: kept}}}
+        if given_version := (given.get("metadata") or {}).get("resourceVersion"):
+            marked["metadata"]["resourceVersion"] = given_version
+        else:
+            after = merge(after, {"metadata": {"resourceVersion": None}})
+        return cast("dict[str, Any]", merge(after, marked))
+
+    return apply
+
+
+def _applied(annotations: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        known = json.loads(annotations.get(APPLIED_ANNOTATION) or "{}")
+    except ValueError:  # somebody else wrote it
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _withdrawn(before: Any, now: Any) -> dict[str, Any]:
+    """Give the merge patch that takes away what was said before, and is not said now."""
+    found: dict[str, Any] = {}
+    for key, value in before.items() if isinstance(before, dict) else ():
+        if not isinstance(now, dict) or key not in now:
+            found[key] = None
+        elif isinstance(value, dict) and (below := _withdrawn(value, now[key])):
+            found[key] = below
+    return found
 
 
 def merge(document: Any, patch: Any) -> Any:

@@ -7,7 +7,7 @@ are read; all else is passed over, as protobuf means it to be.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from orchestrator.api.errors import BadRequest
+from orchestrator.errors import BadRequest
 
 MEDIA_TYPE: Final = "application/vnd.kubernetes.protobuf"
 _MAGIC: Final = b"k8s\x00"

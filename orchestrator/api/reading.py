@@ -9,12 +9,11 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from orchestrator.api.entries import ApiResource, Entry
-from orchestrator.api.errors import BadRequest
 from orchestrator.api.forms import Form
 from orchestrator.api.mirror import Mirror
 from orchestrator.api.targets import Choice, Parameters, Target
 from orchestrator.cli.tables import Around, count_vms
-from orchestrator.errors import NotFound, VersionExpired
+from orchestrator.errors import BadRequest, NotFound, VersionExpired
 from orchestrator.resources import Key, VirtualMachine, make_key
 
 _MOST_AT_ONCE: Final = 10**6

@@ -7,9 +7,9 @@ can be asked for. The answers are made by the same functions that decide request
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from orchestrator.api.access import GROUPS, refusal
-from orchestrator.api.errors import BadRequest
+from orchestrator.api.access import GROUPS, group_of, refusal
 from orchestrator.api.rights import IN_NAMESPACES, NAMESPACES, RULES, Identity, is_allowed
+from orchestrator.errors import BadRequest
 
 _ANY: Final = "*"
 _VERBS: Final[Mapping[str, str]] = {"deletecollection": "delete"}
@@ -53,7 +53,7 @@ def what_may_i(identity: Identity, body: Mapping[str, Any]) -> dict[str, Any]:
         if identity.namespaces is not None:
             resources = rule.resources & IN_NAMESPACES if rule.resources else IN_NAMESPACES
         if resources:
-            groups = sorted({_ANY if name == _ANY else GROUPS.get(name, "") for name in resources})
+            groups = sorted({_ANY if name == _ANY else group_of(name) for name in resources})
             verbs = sorted(rule.verbs) or [_ANY]
             rules.append({"verbs": verbs, "apiGroups": groups, "resources": sorted(resources)})
     status = {"resourceRules": rules, "nonResourceRules": [{"verbs": ["get"], "nonResourceURLs": [_ANY]}]}
@@ -87,7 +87,7 @@ def _resource(identity: Identity, asked: Mapping[str, Any]) -> tuple[bool, str]:
         namespace = _text(asked, "name") or None  # as a request on one is in that namespace
     verb = _text(asked, "verb")
     group = _text(asked, "group")
-    is_ours = group in {_ANY, GROUPS.get(whole, ""), GROUPS.get(resource, "")}
+    is_ours = group in {_ANY, GROUPS.get(whole, ""), group_of(resource)}
     if is_ours and is_allowed(identity, _VERBS.get(verb, verb), whole, namespace):
         return True, ""
     return False, refusal(identity, verb, whole, namespace)

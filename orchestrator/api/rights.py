@@ -3,11 +3,13 @@
 A request is a verb on a resource, in a namespace or in none; the words are Kubernetes' own. Three facts decide: the
 role, whether the token counts for that namespace, and, of a change, what it touches (`beyond`).
 
-Two things are kept from operators, since each would make more of one than the word says:
+Three things are kept from operators, since each would make more of one than the word says:
 
 - A VM's `domainTemplate` is any libvirt XML, which can name any program and any file of the host: who may write it is
   root on all hosts. So it takes an admin of all namespaces.
-- Labels and taints of nodes decide where everybody's VMs run; an operator may cordon and no more.
+- Labels and taints of nodes decide where everybody's VMs run, and so does the policy of rebalancing; an operator may
+  cordon, empty nodes and fill them again, and have the policy obeyed now.
+- Whoever says how a node is fenced, or that a lost one is off, can make VMs run twice: that takes an admin.
 
 Nothing that is in no namespace is shown to a token for some namespaces, but its own namespaces by name: what is there
 (nodes, classes) tells of other people's machines.
@@ -28,6 +30,10 @@ _VMS = "virtualmachines"
 _OPERATIONS = "virtualmachineoperations"
 _CLASSES = "virtualmachineclasses"
 _NODES = "nodes"
+_DRAINS = "nodedrains"
+_MAINTENANCES = "maintenances"
+_POLICIES = "rebalancepolicies"
+_FENCINGS = "nodefencings"
 IN_NAMESPACES: Final = frozenset({_VMS, _OPERATIONS, "pods", "pods/eviction", "events"})
 """What is in a namespace; all else is in none."""
 
@@ -67,10 +73,23 @@ def _rule(role: Role, verbs: Collection[str] = (), resources: Collection[str] = 
 
 RULES: Final = (
     _rule(Role.VIEWER, READ, {_VMS, _OPERATIONS, "pods", "events", _NODES, _CLASSES, NAMESPACES}),
+    _rule(Role.VIEWER, READ, {_DRAINS, _MAINTENANCES, _POLICIES, _FENCINGS, "leases"}),
+    _rule(  # they say what would be, and do nothing
+        Role.VIEWER,
+        {"create"},
+        {f"{_DRAINS}/plan", f"{_POLICIES}/plan", f"{_NODES}/failures", f"{_FENCINGS}/disarmed"},
+    ),
     _rule(Role.OPERATOR, {"create", "update", "patch", "delete"}, {_VMS}),
     _rule(Role.OPERATOR, {"create", "delete"}, {_OPERATIONS}),
     _rule(Role.OPERATOR, {"create"}, {"pods/eviction"}),
     _rule(Role.OPERATOR, {"update", "patch"}, {_NODES}),  # `unschedulable` alone: see `beyond`
+    _rule(Role.OPERATOR, {"create", "update", "patch", "delete"}, {_DRAINS, _MAINTENANCES}),
+    _rule(Role.OPERATOR, {"create"}, {f"{_NODES}/uncordon", f"{_DRAINS}/cancel", f"{_POLICIES}/run"}),
+    _rule(
+        Role.OPERATOR,
+        {"create"},
+        {f"{_MAINTENANCES}/{action}" for action in ("pause", "resume", "stop", "claimhook", "renewhook", "endhook")},
+    ),
     _rule(Role.ADMIN),
 )
 

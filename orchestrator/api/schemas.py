@@ -197,6 +197,11 @@ COMMON: Final[dict[str, dict[str, Any]]] = {
             },
         },
     },
+    f"{META}Action": {
+        "type": "object",
+        "description": "What is asked of an action, or what came of it.",
+        "x-kubernetes-preserve-unknown-fields": True,
+    },
     f"{META}Patch": {"description": "A change, in the form that the media type names."},
 }
 """What documents of all groups have."""

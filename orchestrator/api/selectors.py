@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.api.errors import BadRequest
-from orchestrator.errors import Invalid
+from orchestrator.errors import BadRequest, Invalid
 from orchestrator.resources.names import shown
 from orchestrator.resources.selectors import LONGEST, Requirement, Selector, parse_selector
 

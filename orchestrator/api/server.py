@@ -13,31 +13,33 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from orchestrator.api.access import Access, Identity
+from orchestrator.api.actions import PLANS
 from orchestrator.api.discovery import Discovery
 from orchestrator.api.entries import ApiResource, Entry
-from orchestrator.api.errors import (
-    CODES,
-    BadRequest,
-    MethodNotAllowed,
-    RequestTimeout,
-    status_of,
-    success,
-    to_json,
-)
+from orchestrator.api.errors import CODES, status_of, success, to_json
 from orchestrator.api.evicting import find_pod, left, read_eviction
 from orchestrator.api.forms import Form, choose
+from orchestrator.api.leases import LEASES
 from orchestrator.api.limits import Shares, media_type, parse_json, read_body, read_document
 from orchestrator.api.mirror import Mirror
 from orchestrator.api.openapi import OpenApi, is_kubernetes_own
-from orchestrator.api.patching import read_patch
-from orchestrator.api.reading import around, get, page, writer
+from orchestrator.api.patching import APPLY, Patch, apply_patch, read_patch
+from orchestrator.api.reading import around, get, not_found, page, writer
 from orchestrator.api.reviews import REVIEWS
 from orchestrator.api.sending import LongResponse, compressed
 from orchestrator.api.targets import Parameters, Paths, Target, is_dry_by
 from orchestrator.api.watching import Bounds, Watch, open_watch
 from orchestrator.api.writing import Deletion, Writer
 from orchestrator.cli.tables import Around
-from orchestrator.errors import Invalid, NotFound, Unauthorized, VmherdError
+from orchestrator.errors import (
+    BadRequest,
+    Invalid,
+    MethodNotAllowed,
+    NotFound,
+    RequestTimeout,
+    Unauthorized,
+    VmherdError,
+)
 from orchestrator.logs import logger
 from orchestrator.metrics import REQUEST_SECONDS, REQUESTS, WATCHES
 from orchestrator.resources import AccessToken, Resource
@@ -95,11 +97,12 @@ class Server:
         self._documents |= OpenApi(resources).documents
         self._most_bytes = int(config.api_body_mib * 2**20)
         self._timeout_s = config.api_request_timeout
-        self._bounds = Bounds(queue=config.api_watch_queue)
+        self._bounds = Bounds(queue=config.api_watch_queue, send_s=config.api_send_timeout)
         self._watching = Shares(config.api_watches_per_client, "watches")
         self._long = Shares(_LONG_AT_A_TIME, "long lists")
         self._asking = Shares(config.api_requests_per_client, "requests")
         self._writers = ThreadPoolExecutor(16, thread_name_prefix="write")
+        self._planners = ThreadPoolExecutor(1, thread_name_prefix="plan")
         self._listers = ThreadPoolExecutor(2, thread_name_prefix="list")
         self._watches: dict[Watch, Identity] = {}
         mirror.listen(AccessToken, self.cut_watches)
@@ -182,6 +185,8 @@ class Server:
         self, request: Request, asked: Asked, target: Target, parameters: Parameters, identity: Identity
     ) -> Response:
         match asked.verb:
+            case "get" | "list" if target.api is LEASES:
+                return await self._leases(request, target, parameters)
             case "get":
                 form = self._form(request, target, parameters)
                 entry = await get(self.mirror, target, parameters)
@@ -190,10 +195,23 @@ class Server:
                 return await self._list(request, target, parameters, identity)
             case "create" if target.subresource == "eviction":
                 return await self._evict(request, asked, target, parameters)
+            case "create" if target.subresource:
+                return await self._act(request, target, parameters, identity)
             case "create" | "update" | "patch":
                 return await self._change(request, asked, target, parameters)
             case _:
                 return await self._delete(request, asked, target, parameters)
+
+    async def _leases(self, request: Request, target: Target, parameters: Parameters) -> Response:
+        form, choice = self._form(request, target, parameters), parameters.choice(target)
+        version = await self.mirror.newest()
+        found = await self._in_thread(partial(self._write.leases, choice))
+        now = around(self.mirror, target.api)
+        if not target.name:
+            return _json(form.many(found, {"resourceVersion": str(version)}, now))
+        if not found:
+            raise not_found(target)
+        return _json(form.one(found[0], now))
 
     def _form(self, request: Request, target: Target, parameters: Parameters) -> Form:
         return choose(target.api, request.headers.get("accept", ""), parameters.text("includeObject"))
@@ -250,14 +268,18 @@ class Server:
             assert identity is not None  # noqa: S101 - it was authenticated
             self.access.check_change(identity, right, target.resource, old, new)
 
+        who = _who(asked)
         write: Callable[[], Resource]
         if asked.verb == "create":
-            write = partial(self._write.create, target, body, permit, dry=asked.dry)
+            write = partial(self._write.create, target, body, permit, dry=asked.dry, who=who)
         elif asked.verb == "update":
-            write = partial(self._write.replace, target, body, permit, dry=asked.dry)
+            write = partial(self._write.replace, target, body, permit, dry=asked.dry, who=who)
+        elif media_type(request) == APPLY:
+            applied = self._apply(identity, target, body, parameters)
+            write = partial(self._write.apply, target, applied, permit, dry=asked.dry, who=who)
         else:
             patch = read_patch(media_type(request), body, takes_strategic=is_kubernetes_own(target.api))
-            write = partial(self._write.patch, target, patch, permit, dry=asked.dry)
+            write = partial(self._write.patch, target, patch, permit, dry=asked.dry, who=who)
         resource = await self._in_thread(write)
         asked.name = resource.name
         if not asked.dry:
@@ -265,6 +287,19 @@ class Server:
         entry = Entry(target.api, resource)
         code = 201 if asked.verb == "create" else 200
         return _json(form.one(entry, around(self.mirror, target.api)), code)
+
+    def _apply(self, identity: Identity | None, target: Target, body: Any, parameters: Parameters) -> Patch:
+        """Read a server-side apply, which may create."""
+        manager = parameters.text("fieldManager")
+        if not manager or len(manager) > _LONGEST_NAME:
+            raise BadRequest("fieldManager: an apply needs one")
+        if not isinstance(body, dict):
+            raise BadRequest("the body of an apply is an object")
+        if not isinstance(body.get("metadata", {}), dict):
+            raise BadRequest("metadata: is an object")
+        if identity is not None and "create" in target.verbs:
+            self.access.check(identity, "create", target.resource, target.scope)
+        return apply_patch(body, manager)
 
     async def _delete(self, request: Request, asked: Asked, target: Target, parameters: Parameters) -> Response:
         body = await read_document(request, self._most_bytes) or {}
@@ -276,7 +311,7 @@ class Server:
         asked.dry = parameters.is_dry() or is_dry_by(options)
         if asked.verb == "deletecollection":
             return await self._delete_many(request, asked, target, parameters, body)
-        done = await self._in_thread(partial(self._write.delete, target, body, dry=asked.dry))
+        done = await self._in_thread(partial(self._write.delete, target, body, dry=asked.dry, who=_who(asked)))
         if not asked.dry:
             await self.mirror.newest()
         form = self._form(request, target, parameters)
@@ -293,7 +328,8 @@ class Server:
                 meta = entry.resource.metadata
                 try:
                     one = Target(target.api, meta.namespace, meta.name)
-                    self._write.delete(one, {**body, "preconditions": {"uid": meta.uid}}, dry=asked.dry)
+                    precise = {**body, "preconditions": {"uid": meta.uid}}
+                    self._write.delete(one, precise, dry=asked.dry, who=_who(asked))
                 except NotFound:
                     continue  # someone else was faster
 
@@ -311,6 +347,23 @@ class Server:
         options.check(pod)
         await self._in_thread(partial(self._write.evict, pod, dry=asked.dry))
         return _json(to_json(left()), 201)
+
+    async def _act(self, request: Request, target: Target, parameters: Parameters, identity: Identity) -> Response:
+        """Do what is neither a read nor a write. Plans cost much CPU: one at a time is made."""
+        if parameters.is_dry():
+            raise BadRequest(f"dryRun: {target.resource} can't be tried out")
+        body = await read_document(request, self._most_bytes) or {}
+        if not isinstance(body, dict):
+            raise BadRequest("the body of an action is an object")
+        plans = target.resource in PLANS
+        if plans:
+            await self.mirror.newest()
+        work = partial(self._write.act, target, body, identity.name)
+        pool = self._planners if plans else self._writers
+        answer = await asyncio.get_running_loop().run_in_executor(pool, work)
+        if not plans:
+            await self.mirror.newest()
+        return _json(to_json(answer))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writers, work)
@@ -335,7 +388,7 @@ class Server:
             return  # what the API says of itself
         self.access.audit(
             asked.identity,
-            _RIGHTS.get(asked.verb, asked.verb),
+            "get" if target is not None and target.resource in PLANS else _RIGHTS.get(asked.verb, asked.verb),
             target.resource if target is not None else "",
             target.namespace or None if target is not None else None,
             asked.name,
@@ -344,6 +397,10 @@ class Server:
             source=request.client.host if request.client is not None else "",
             dry_run=asked.dry,
         )
+
+
+def _who(asked: Asked) -> str:
+    return asked.identity.name if asked.identity is not None else ""
 
 
 def _named(body: Any) -> str:

@@ -6,8 +6,9 @@ from enum import StrEnum
 from typing import Any, Final
 
 from orchestrator.api.entries import ApiResource, Entry, cell_json, is_steady
-from orchestrator.api.errors import BadRequest, to_json
+from orchestrator.api.errors import to_json
 from orchestrator.cli.tables import Around
+from orchestrator.errors import BadRequest
 from orchestrator.resources.names import shown
 
 _HEAD: Final = b'{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":'

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from orchestrator.api.entries import ApiResource, Entry
-from orchestrator.api.errors import BadRequest
 from orchestrator.api.selectors import Fields, FieldSelector, parse_fields, parse_labels
-from orchestrator.errors import NotFound
+from orchestrator.errors import BadRequest, NotFound
 from orchestrator.resources import Resource
 from orchestrator.resources.names import shown
 from orchestrator.resources.selectors import Selector

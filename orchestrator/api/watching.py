@@ -15,13 +15,13 @@ from starlette.types import Receive, Scope, Send
 
 from orchestrator.api.deltas import Delta
 from orchestrator.api.entries import ApiResource, Entry
-from orchestrator.api.errors import BadRequest, status_of, to_json
+from orchestrator.api.errors import status_of, to_json
 from orchestrator.api.forms import Form
 from orchestrator.api.mirror import Mirror
 from orchestrator.api.reading import around, at_least
 from orchestrator.api.targets import Choice, Parameters, Target
 from orchestrator.cli.tables import Around
-from orchestrator.errors import VersionExpired
+from orchestrator.errors import BadRequest, VersionExpired
 from orchestrator.logs import logger
 
 log = logger(__name__)

@@ -9,14 +9,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from orchestrator.api import actions, upkeep
+from orchestrator.api.actions import Request
 from orchestrator.api.catalog import CLASSES, NAMESPACES, NODES, OPERATIONS, VIRTUAL_MACHINES
-from orchestrator.api.entries import ApiResource
-from orchestrator.api.errors import BadRequest, MethodNotAllowed, TooManyRequests
+from orchestrator.api.entries import ApiResource, Entry
+from orchestrator.api.leases import read_leases
 from orchestrator.api.patching import Patch
 from orchestrator.api.pods import DOMAIN_ANNOTATION, Pod
 from orchestrator.api.reading import not_found
-from orchestrator.api.targets import Target
-from orchestrator.errors import AlreadyExists, Conflict, Invalid, NotFound, Refused
+from orchestrator.api.targets import Choice, Target
+from orchestrator.errors import (
+    AlreadyExists,
+    BadRequest,
+    Conflict,
+    Invalid,
+    MethodNotAllowed,
+    NotFound,
+    Refused,
+    TooManyRequests,
+)
 from orchestrator.queues import Message
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
@@ -37,6 +48,7 @@ from orchestrator.services import manifests, namespaces, nodes, operations, vms
 from orchestrator.services.classes import ChangedMeanwhile, delete_class, update_class
 from orchestrator.services.context import Context
 from orchestrator.services.evictions import EvictionState, evict
+from orchestrator.services.herd import Herd
 from orchestrator.services.labelling import update_operation
 
 Permit = Callable[[Resource | None, Resource], None]
@@ -76,17 +88,26 @@ class Writer:
 
     Args:
         ctx: To work with.
+        herd: Gives the herd as it is now, for what takes a plan.
     """
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, herd: Callable[[], Herd]) -> None:
         self._real = ctx
+        self._herd = herd
         self._dry = replace(ctx, store=ctx.store.dry(), messenger=Silent())
 
     def _ctx(self, *, dry: bool) -> Context:
         return self._dry if dry else self._real
 
-    def create(self, target: Target, body: Any, permit: Permit, *, dry: bool) -> Resource:
+    def create(self, target: Target, body: Any, permit: Permit, *, dry: bool, who: str = "") -> Resource:
         """Create a resource from its manifest.
+
+        Args:
+            target: Its kind and namespace.
+            body: The manifest.
+            permit: Called before it is stored.
+            dry: Only look whether it would be.
+            who: Asks for it.
 
         Raises:
             BadRequest: It is not a manifest of what the path names.
@@ -99,6 +120,13 @@ class Writer:
             wanted_namespace = _read(Namespace, data)
             permit(None, wanted_namespace)
             return namespaces.create_namespace(ctx, wanted_namespace)
+        if target.api in upkeep.OF_HERD:
+            own = upkeep.read(target.api, data)
+            permit(None, own)
+            try:
+                return upkeep.create(ctx, self._herd, own, who)
+            except AlreadyExists as error:
+                raise _exists(target.api, own.name) from error
         wanted = manifests.read_manifest(data, namespace)
         permit(None, wanted)
         # Before admission: that would find the operation itself in its way, and blame that.
@@ -110,7 +138,7 @@ class Writer:
         except AlreadyExists as error:
             raise _exists(target.api, wanted.name) from error
 
-    def replace(self, target: Target, body: Any, permit: Permit, *, dry: bool) -> Resource:
+    def replace(self, target: Target, body: Any, permit: Permit, *, dry: bool, who: str = "") -> Resource:
         """Replace a resource by its manifest.
 
         Raises:
@@ -122,9 +150,9 @@ class Writer:
         old = _find(target, ctx)
         new = _wanted(target, _document(target, body))
         permit(old, new)
-        return self._store(target, new, ctx)
+        return self._store(target, new, ctx, who)
 
-    def patch(self, target: Target, patch: Patch, permit: Permit, *, dry: bool) -> Resource:
+    def patch(self, target: Target, patch: Patch, permit: Permit, *, dry: bool, who: str = "") -> Resource:
         """Patch a resource as it is now.
 
         Raises:
@@ -142,19 +170,34 @@ class Writer:
             new = _wanted(target, _document(target, after))
             permit(old, new)
             try:
-                return self._store(target, new, ctx)
+                return self._store(target, new, ctx, who)
             except (ChangedMeanwhile, Conflict):
                 if named not in {None, "", stored_version} or attempt == _ATTEMPTS - 1:
                     raise
         raise Conflict(f"{target.api.full_name} {target.name!r} changes all the time")
 
-    def delete(self, target: Target, options: Mapping[str, Any], *, dry: bool) -> Deletion:
+    def apply(self, target: Target, patch: Patch, permit: Permit, *, dry: bool, who: str = "") -> Resource:
+        """Change a resource by a server-side apply, or create it.
+
+        Raises:
+            NotFound: It is not there, and none of its kind can be created.
+            All that `patch` and `create` raise.
+        """
+        try:
+            return self.patch(target, patch, permit, dry=dry, who=who)
+        except NotFound:
+            if _is_there(target, self._ctx(dry=dry)) or "create" not in target.api.verbs:
+                raise
+        return self.create(target, patch({}), permit, dry=dry, who=who)
+
+    def delete(self, target: Target, options: Mapping[str, Any], *, dry: bool, who: str = "") -> Deletion:
         """Delete a resource.
 
         Args:
             target: Names it.
             options: The body's DeleteOptions.
             dry: Only look whether it would be.
+            who: Asks for it.
 
         Raises:
             ChangedMeanwhile: The options name another uid or version than what is stored.
@@ -173,6 +216,10 @@ class Writer:
                 resource = delete_class(ctx, target.name)
             case api if api is NAMESPACES:
                 resource = namespaces.delete_namespace(ctx, target.name)
+            case api if api is NODES:
+                resource = nodes.remove_node(ctx, target.name)
+            case api if api in upkeep.OF_HERD:
+                resource = upkeep.delete(ctx, target.api, target.name, who)
             case _:
                 raise MethodNotAllowed(f"{target.api.plural} can't be deleted")
         left = ctx.store.find(type(resource), resource.key)
@@ -197,7 +244,15 @@ class Writer:
         if done.state is not EvictionState.GONE and (is_refused or not dry):
             raise TooManyRequests(done.message)
 
-    def _store(self, target: Target, wanted: Resource, ctx: Context) -> Resource:
+    def leases(self, choice: Choice) -> list[Entry]:
+        """Read nodes' leases, which no copy has."""
+        return read_leases(self._real, choice)
+
+    def act(self, target: Target, body: Mapping[str, Any], who: str) -> dict[str, Any]:
+        """Do what a path names besides: see `actions`."""
+        return actions.act(Request(self._real, self._herd, target.name, body, who), target.resource)
+
+    def _store(self, target: Target, wanted: Resource, ctx: Context, who: str) -> Resource:
         try:
             match wanted:
                 case VirtualMachine():
@@ -210,6 +265,8 @@ class Writer:
                     return nodes.update_node(ctx, wanted)
                 case Namespace():
                     return namespaces.update_namespace(ctx, wanted)
+                case _ if target.api in upkeep.OF_HERD:
+                    return upkeep.update(ctx, self._herd, wanted, who)
                 case _:
                     raise MethodNotAllowed(f"{target.api.plural} can't be changed")
         except NotFound as error:
@@ -236,6 +293,8 @@ def _wanted(target: Target, data: dict[str, Any]) -> Resource:
         return _read_node(data)
     if target.api is NAMESPACES:
         return _read(Namespace, data)
+    if target.api in upkeep.OF_HERD:
+        return upkeep.read(target.api, data)
     return manifests.read_manifest(data, target.namespace)
 
 

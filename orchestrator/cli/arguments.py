@@ -11,6 +11,8 @@ from orchestrator.resources import (
     Maintenance,
     Node,
     NodeDrain,
+    NodeFencing,
+    RebalancePolicy,
     Resource,
     VirtualMachine,
     VirtualMachineClass,
@@ -24,6 +26,8 @@ KNOWN: tuple[type[Resource], ...] = (
     Node,
     NodeDrain,
     Maintenance,
+    RebalancePolicy,
+    NodeFencing,
     Event,
 )
 """Kinds that people see. `NodeInventory` is our own affair."""
@@ -49,6 +53,9 @@ def _aliases(kind: type[Resource]) -> set[str]:
 _BY_ALIAS = {alias: kind for kind in KNOWN for alias in _aliases(kind)}
 
 
+_KINDS = "vm, vmclass, vmop, node, drain, maintenance, rebalance, fencing or event"
+
+
 def parse_kind(word: str) -> type[Resource]:
     """Read a kind by any of its names.
 
@@ -57,14 +64,16 @@ def parse_kind(word: str) -> type[Resource]:
     """
     kind = _BY_ALIAS.get(word.lower())
     if kind is None:
-        raise typer.BadParameter(f"{word!r} is not a kind: vm, vmclass, vmop, node, drain, maintenance or event")
+        raise typer.BadParameter(f"{word!r} is not a kind: {_KINDS}")
     return kind
 
 
 KindName = Annotated[
     str,
     typer.Argument(
-        metavar="KIND", help="vm, vmclass, vmop, node, drain, maintenance or event.", autocompletion=complete_kinds
+        metavar="KIND",
+        help=f"{_KINDS}.",
+        autocompletion=complete_kinds,
     ),
 ]
 Names = Annotated[list[str] | None, typer.Argument(metavar="NAME", show_default=False, autocompletion=complete_names)]

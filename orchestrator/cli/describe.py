@@ -20,6 +20,8 @@ from orchestrator.resources import (
     Maintenance,
     Node,
     NodeDrain,
+    NodeFencing,
+    RebalancePolicy,
     Resource,
     VirtualMachine,
     VirtualMachineClass,
@@ -139,6 +141,10 @@ def _own(client: Client, resource: Resource, now: datetime) -> list[Fact]:
                 ("At A Time", str(resource.spec.parallel or "as many as can be spared")),
                 ("Message", resource.status.message),
             ]
+        case RebalancePolicy():
+            return _policy(resource, now)
+        case NodeFencing():
+            return _fencing(resource, now)
         case Event():
             about = resource.involved_object
             return [
@@ -150,6 +156,43 @@ def _own(client: Client, resource: Resource, now: datetime) -> list[Fact]:
             ]
         case _:
             return []
+
+
+def _policy(policy: RebalancePolicy, now: datetime) -> list[Fact]:
+    spec, status = policy.spec, policy.status
+    found = [
+        ("Enabled", "yes" if spec.enabled else "no"),
+        ("Interval", f"{spec.interval_seconds} s"),
+        ("Thresholds", f"CPU {spec.thresholds.cpu} %, memory {spec.thresholds.memory} %"),
+        ("Evens Out", f"yes, beyond {spec.deadband_percent} %" if spec.even_out else "no"),
+        ("One Scan", f"{spec.max_moves} moves, {spec.max_gib} GiB"),
+        ("Cooldown", f"{spec.cooldown_seconds} s"),
+        ("Last News", _when(status.scanned_at, now)),
+        ("Over", ", ".join(sorted(status.over))),
+    ]
+    return found + [("Unresolved", f"{what}: {why}") for what, why in sorted(status.unresolved.items())]
+
+
+def _fencing(fencing: NodeFencing, now: datetime) -> list[Fact]:
+    spec, status, bmc = fencing.spec, fencing.status, fencing.spec.bmc
+    said = {None: "as the node's label says", True: "yes", False: "no"}[spec.enabled]
+    found = [("Enabled", said), ("BMC", bmc.agent if bmc else "")]
+    if bmc is not None:
+        found.append(("BMC's Options", _pairs(bmc.options)))
+        found.append(
+            ("Password From", bmc.password_file or (f"variable {bmc.password_env}" if bmc.password_env else ""))
+        )
+    evidence = status.evidence
+    return [
+        *found,
+        ("Afterwards", spec.afterwards),
+        ("Phase", status.phase.value),
+        ("Since", _when(status.since, now)),
+        ("Reason", status.reason),
+        ("Message", status.message),
+        ("Evidence", f"{evidence.level.value}: {evidence.text}" if evidence else ""),
+        ("BMC Distrusted", status.bmc_distrust),
+    ]
 
 
 def _vm(vm: VirtualMachine, now: datetime) -> list[Fact]:

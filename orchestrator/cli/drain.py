@@ -11,22 +11,19 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli import terminal
-from orchestrator.cli.acting import open_context
+from orchestrator.cli.acting import open_client
 from orchestrator.cli.ages import duration, memory
 from orchestrator.cli.arguments import parse_duration
 from orchestrator.cli.tables import clean
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.cli.waiting import INTERRUPTED, Bars, Show, Watched, showing
-from orchestrator.client import Scope
+from orchestrator.client import Client, Scope
 from orchestrator.client.following import follow
-from orchestrator.client.local import LocalClient
 from orchestrator.errors import NotFound, VmherdError
 from orchestrator.planner.drain import DrainPlan, eta_s
 from orchestrator.resources import Key, NodeDrain, VirtualMachineOperation
 from orchestrator.resources.drain import DrainPhase, DrainSpec, VmState
 from orchestrator.resources.meta import make_key, split_key
-from orchestrator.services import drain_plans, drains
-from orchestrator.services.context import Context
 from orchestrator.store import Change, ChangeType
 from orchestrator.store.store import Loaded
 
@@ -83,20 +80,20 @@ def drain(  # noqa: PLR0913, PLR0917 - a command's options
     vmherd.dev/maintenance-strategy: ShutDown has such a one shut down.
     """
     del ignore_daemonsets, delete_emptydir_data, force, grace_period  # there is nothing here that they are about
-    spec = DrainSpec(requested_by=who(), selector=pod_selector, timeout_s=timeout)
+    spec = DrainSpec(requested_by=who(), selector=pod_selector, timeout_s=timeout, partial=partial)
     names = list(dict.fromkeys(nodes))
-    with open_context() as ctx:
+    with open_client() as client:
         if dry_run:
-            _show_plan(names, drain_plans.plan(ctx, names, spec))
+            _show_plan(names, client.plan_drain(names, spec))
             return
         try:
-            begun = drain_plans.begin_checked(ctx, names, spec, partial=partial)
+            begun = client.begin_drains(names, spec)
             for name in names:
                 terminal.write(f"node/{name} cordoned")
             if wait:
-                _watch(ctx, begun)
+                _watch(client, begun)
         except KeyboardInterrupt:
-            _stop(ctx, names)
+            _stop(client, names)
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -228,11 +225,11 @@ class _View:
         return not any(drain.status.phase is DrainPhase.DRAINING for drain in self.drains.values())
 
 
-def _watch(ctx: Context, begun: list[NodeDrain]) -> None:
+def _watch(client: Client, begun: list[NodeDrain]) -> None:
     with showing() as show:
         view = _View(begun, show)
         scope = Scope((NodeDrain, VirtualMachineOperation))
-        for found in follow(LocalClient(ctx), scope, show.say, is_patient=True):
+        for found in follow(client, scope, show.say, is_patient=True):
             if found is not None:
                 view.take(found)
             if view.is_over():
@@ -246,11 +243,11 @@ def _watch(ctx: Context, begun: list[NodeDrain]) -> None:
     failures.end()
 
 
-def _stop(ctx: Context, nodes: list[str]) -> None:
+def _stop(client: Client, nodes: list[str]) -> None:
     """End drains for a person who pressed Ctrl-C, and say what goes on."""
     for name in nodes:
         try:
-            drain = drains.cancel(ctx, name, f"stopped by {who()}")
+            drain = client.cancel_drain(name, f"stopped by {who()}")
         except NotFound:
             continue  # it had not begun
         except VmherdError as error:

@@ -2,18 +2,16 @@
 
 import getpass
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
 from orchestrator.cli import terminal
-from orchestrator.cli.acting import open_context
+from orchestrator.cli.acting import open_client
 from orchestrator.errors import Invalid
 from orchestrator.resources import Node, NodeFencing, parse
 from orchestrator.resources.fencing import Bmc, FencePhase, NodeFencingSpec
-from orchestrator.services import fencing as services
 from orchestrator.store import keys
-from orchestrator.store.connection import redis_errors
 
 SET_EXAMPLES = """Examples:
 
@@ -53,17 +51,18 @@ OneNode = Annotated[str, typer.Option("--node", metavar="NODE", help="Of this no
 @fence.command("status", epilog=STATUS_EXAMPLE)
 def status() -> None:
     """Show how each node may be fenced, and what came of the last time."""
-    with open_context() as ctx:
-        nodes = {node.name: node for node in ctx.store.all(Node) if not node.spec.witness}
-        fencings = {fencing.name: fencing for fencing in ctx.store.all(NodeFencing)}
-        with redis_errors(ctx.store.redis):
-            disarmed = cast("dict[str, str]", ctx.store.redis.hgetall(keys.DISARMED))
+    with open_client() as client:
+        nodes = {node.name: node for node in client.all(Node) if not node.spec.witness}
+        fencings = {fencing.name: fencing for fencing in client.all(NodeFencing)}
+        disarmed = client.disarmed()
     rows = [("NODE", "ENABLED", "BMC", "PHASE", "MESSAGE")]
     for name in sorted({*nodes, *fencings}):
         found = fencings.get(name) or NodeFencing.model_validate({"metadata": {"name": name}})
         labels = nodes[name].metadata.labels if name in nodes else {}
         said = found.status
         text = " ".join(part for part in (said.reason, said.message) if part)
+        if said.contradicted:
+            text = f"contradicted: {said.contradicted}; {text}"
         if why := disarmed.get(name):
             text = f"disarmed: {why}; {text}".removesuffix("; ")
         bmc = found.spec.bmc.agent if found.spec.bmc else "-"
@@ -122,16 +121,16 @@ def set_(  # noqa: PLR0913 - one option each
             new = new.with_(afterwards="LeaveOff" if leave_off else "PowerOn")
         return new
 
-    with open_context() as ctx:
-        services.set_fencing(ctx, name, change)
+    with open_client() as client:
+        client.set_fencing(name, change)
     terminal.write(f"nodefencing/{name} set")
 
 
 @fence.command("test", epilog=TEST_EXAMPLE)
 def test(name: NodeName) -> None:
-    """Ask a node's BMC for the power state, from this machine, and do nothing else."""
-    with open_context() as ctx:
-        terminal.write(f"node/{name} power is {services.test_power(ctx, services.default_tools(), name)}")
+    """Ask a node's BMC for the power state, from this machine (or the API's), and do nothing else."""
+    with open_client() as client:
+        terminal.write(f"node/{name} power is {client.test_power(name)}")
 
 
 @fence.command("confirm", epilog=CONFIRM_EXAMPLE)
@@ -145,9 +144,9 @@ def confirm(
     """
     if not yes:
         typer.confirm(f"Is node {name} powered off, for certain? Its virtual machines start elsewhere", abort=True)
-    with open_context() as ctx:
-        found = ctx.store.find(NodeFencing, name)
-        services.confirm(ctx, name, getpass.getuser())
+    with open_client() as client:
+        found = client.find(NodeFencing, name)
+        client.confirm_fencing(name, getpass.getuser())
     was = f" (was {found.status.phase})" if found and found.status.phase is not FencePhase.IDLE else ""
     terminal.write(f"node/{name} fenced{was}")
 
@@ -158,8 +157,8 @@ def disarm(
     reason: Annotated[str, typer.Option(help="For people.")] = "by a person",
 ) -> None:
     """Let nothing be fenced. A fencing under way comes to its end first."""
-    with open_context() as ctx:
-        is_deferred = services.disarm(ctx, node, reason)
+    with open_client() as client:
+        is_deferred = client.disarm(node, reason)
     terminal.write(f"failover disarmed{f' for node/{node}' if node else ''}")
     if is_deferred:
         terminal.tell("a fencing is under way: it goes on to its end")
@@ -168,6 +167,6 @@ def disarm(
 @failover.command("arm", epilog=DISARM_EXAMPLES)
 def arm(node: OneNode = "") -> None:
     """Let nodes be fenced again."""
-    with open_context() as ctx:
-        changed = services.arm(ctx, node)
+    with open_client() as client:
+        changed = client.arm(node)
     terminal.write(f"failover {'armed' if changed else 'is armed'}{f' for node/{node}' if node else ''}")

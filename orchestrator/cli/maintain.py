@@ -20,21 +20,19 @@ from uuid import uuid4
 import typer
 
 from orchestrator.cli import terminal
-from orchestrator.cli.acting import open_context
+from orchestrator.cli.acting import open_client
 from orchestrator.cli.arguments import parse_duration
 from orchestrator.cli.drain import who
 from orchestrator.cli.tables import clean
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.cli.waiting import INTERRUPTED
-from orchestrator.client import Scope
+from orchestrator.client import Client, Scope
 from orchestrator.client.following import follow
-from orchestrator.client.local import LocalClient
-from orchestrator.errors import StoreUnavailable
+from orchestrator.errors import OutcomeUnknown, StoreUnavailable
 from orchestrator.resources import Maintenance
 from orchestrator.resources.maintenance import LONGEST_OUTPUT, MaintenancePhase, MaintenanceSpec, NodeStage
 from orchestrator.resources.meta import parse
-from orchestrator.services import maintenances
-from orchestrator.services.context import Context
+from orchestrator.services.maintenances import LEASE
 from orchestrator.store import Change, ChangeType
 from orchestrator.store.store import Loaded
 
@@ -129,31 +127,31 @@ def maintain(  # noqa: PLR0913, PLR0917 - a command's options
             "requestedBy": who(),
         },
     )
-    with open_context() as ctx:
-        found = maintenances.begin(ctx, name or f"maintenance-{uuid4().hex[:5]}", spec)
+    with open_client() as client:
+        found = client.begin_maintenance(name or f"maintenance-{uuid4().hex[:5]}", spec)
         terminal.write(f"maintenance/{found.name}: {found.status.phase.value}, {len(found.spec.nodes)} nodes")
-        _Executor(ctx, found).run()
+        _Executor(client, found).run()
 
 
 @maintenance.command("pause", epilog=PAUSE_EXAMPLE)
 def pause(name: Name) -> None:
     """Begin with no node and no hook any more; what has begun comes to its end."""
-    with open_context() as ctx:
-        terminal.write(f"maintenance/{name} {_said(maintenances.pause(ctx, name, f'paused by {who()}'))}")
+    with open_client() as client:
+        terminal.write(f"maintenance/{name} {_said(client.pause_maintenance(name, f'paused by {who()}'))}")
 
 
 @maintenance.command("resume", epilog=RESUME_EXAMPLE)
 def resume(name: Name) -> None:
     """Go on; a node that failed goes on from where it did. Its hooks are run by `vmherd maintain --name NAME`."""
-    with open_context() as ctx:
-        terminal.write(f"maintenance/{name} {_said(maintenances.resume(ctx, name))}")
+    with open_client() as client:
+        terminal.write(f"maintenance/{name} {_said(client.resume_maintenance(name))}")
 
 
 @maintenance.command("stop", epilog=STOP_EXAMPLE)
 def stop(name: Name) -> None:
     """End it: a hook that runs comes to its end, its node takes virtual machines again, and nothing else is begun."""
-    with open_context() as ctx:
-        terminal.write(f"maintenance/{name} {_said(maintenances.stop(ctx, name, f'stopped by {who()}'))}")
+    with open_client() as client:
+        terminal.write(f"maintenance/{name} {_said(client.stop_maintenance(name, f'stopped by {who()}'))}")
 
 
 def _said(found: Maintenance) -> str:
@@ -170,6 +168,7 @@ class _Run:
     Attributes:
         renewed_at: When it was last said that it goes on (`time.monotonic`).
         killed_at: When it was told to end, as its time was over.
+        is_told: Its end was told, and may be on record.
     """
 
     node: str
@@ -178,27 +177,30 @@ class _Run:
     began_at: float = field(default_factory=time.monotonic)
     renewed_at: float = field(default_factory=time.monotonic)
     killed_at: float | None = None
+    is_told: bool = False
 
 
 class _Executor:
     """Runs a maintenance's hooks until it is over, and tells how far it is."""
 
-    def __init__(self, ctx: Context, found: Maintenance) -> None:
-        self.ctx = ctx
+    def __init__(self, client: Client, found: Maintenance) -> None:
+        self.client = client
         self.maintenance = found
+        self._hook = found.spec.hook  # as it was given here: no one else says what this machine runs
         self.holder = f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex[:8]}"
         self.runs: dict[str, _Run] = {}
+        self._begun: set[tuple[str, int]] = set()
         self._said: dict[str, str] = {}
         self._is_interrupted = False
 
     def run(self) -> None:
         """Follow it until it is over, or paused with nothing left to run here."""
         with _interrupts(self._interrupted):
-            for found in follow(LocalClient(self.ctx), Scope((Maintenance,)), tell, is_patient=True):
+            for found in follow(self.client, Scope((Maintenance,)), tell, is_patient=True):
                 self._take(found)
                 try:
                     self._tend()
-                except StoreUnavailable as error:
+                except (StoreUnavailable, OutcomeUnknown) as error:
                     tell(f"{error}; goes on when it is back")
                 if self._is_over():
                     break
@@ -206,10 +208,9 @@ class _Executor:
 
     def _take(self, found: Loaded | Change | None) -> None:
         if isinstance(found, Loaded):
-            current = found.resources[Maintenance.kind_name].get(self.maintenance.key)
-            self.maintenance = current if isinstance(current, Maintenance) else self.maintenance
-        elif found is not None and found.resource.key == self.maintenance.key and found.type is not ChangeType.DELETED:
-            self.maintenance = found.resource  # type: ignore[assignment] # only its kind is followed
+            self._follow(found.resources[Maintenance.kind_name].get(self.maintenance.key))
+        elif found is not None and found.resource.key == self.maintenance.key:
+            self._follow(None if found.type is ChangeType.DELETED else found.resource)
         for name in self.maintenance.spec.nodes:
             node = self.maintenance.node(name)
             text = f"{name}: {node.stage.value}" + (f": {clean(node.message)}" if node.message else "")
@@ -217,24 +218,37 @@ class _Executor:
                 terminal.write(text)
             self._said[name] = text
 
+    def _follow(self, current: object) -> None:
+        if isinstance(current, Maintenance) and current.metadata.uid == self.maintenance.metadata.uid:
+            self.maintenance = current
+        elif self.maintenance.is_open:  # gone, or another one bears its name
+            self.maintenance = self.maintenance.with_status(phase=MaintenancePhase.STOPPED, message="it was deleted")
+
     def _tend(self) -> None:
         for run in list(self.runs.values()):
             self._look(run)
+        self._begin_claimed()
         while self.maintenance.status.phase is MaintenancePhase.RUNNING and not self._is_interrupted:
             if not any(self.maintenance.node(n).stage is NodeStage.DRAINED for n in self.maintenance.spec.nodes):
                 return
-            node = maintenances.claim_hook(self.ctx, self.maintenance.name, self.holder)
-            if node is None:
+            if self.client.claim_hook(self.maintenance.name, self.holder) is None:
                 return
-            self._begin(node)
-            self.maintenance = self.ctx.store.get(Maintenance, self.maintenance.key)
+            self._follow(self.client.find(Maintenance, self.maintenance.key))
+            self._begin_claimed()
 
-    def _begin(self, node: str) -> None:
-        attempt = self.ctx.store.get(Maintenance, self.maintenance.key).node(node).attempts
+    def _begin_claimed(self) -> None:
+        """Run what is on record as ours, also where no answer to the claim came."""
+        for name in self.maintenance.spec.nodes if self.maintenance.is_open else ():
+            node = self.maintenance.node(name)
+            if node.stage is NodeStage.HOOK and node.holder == self.holder and (name, node.attempts) not in self._begun:
+                self._begun.add((name, node.attempts))
+                self._begin(name, node.attempts)
+
+    def _begin(self, node: str, attempt: int) -> None:
         about = {"VMHERD_NODE": node, "VMHERD_MAINTENANCE": self.maintenance.name, "VMHERD_ATTEMPT": str(attempt)}
         output = tempfile.TemporaryFile()  # noqa: SIM115 - closed with its run
         process = subprocess.Popen(
-            ["/bin/sh", "-c", self.maintenance.spec.hook],
+            ["/bin/sh", "-c", self._hook],
             env={**os.environ, **about},
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -251,16 +265,21 @@ class _Executor:
         if code is None:
             if limit and now - run.began_at >= limit:
                 self._kill(run, now)
-            if now - run.renewed_at >= maintenances.LEASE.total_seconds() / 3:
+            if now - run.renewed_at >= LEASE.total_seconds() / 3:
                 run.renewed_at = now
-                if not maintenances.renew_hook(self.ctx, self.maintenance.name, run.node, self.holder):
+                if not self.client.renew_hook(self.maintenance.name, run.node, self.holder):
                     tell(f"{run.node}: the claim on its hook has run out: it may be run again beside this run")
             return
         run.output.seek(0, os.SEEK_END)
         run.output.seek(max(0, run.output.tell() - 4 * LONGEST_OUTPUT))
         text = run.output.read().decode(errors="replace").strip()
         code = _TIMED_OUT if run.killed_at is not None else code
-        if not maintenances.end_hook(self.ctx, self.maintenance.name, run.node, self.holder, code, text):
+        try:
+            counts = self.client.end_hook(self.maintenance.name, run.node, self.holder, code, text)
+        except OutcomeUnknown:
+            run.is_told = True  # it is told once more, and counts if it did
+            raise
+        if not counts and not run.is_told:
             tell(f"{run.node}: its hook ended with code {code}, which counts no more: its claim had run out")
         run.output.close()
         del self.runs[run.node]
@@ -282,7 +301,7 @@ class _Executor:
     def _is_over(self) -> bool:
         if self._is_interrupted:
             if self.maintenance.status.phase is MaintenancePhase.RUNNING:
-                self.maintenance = maintenances.pause(self.ctx, self.maintenance.name, f"paused by {who()}, by Ctrl-C")
+                self.maintenance = self.client.pause_maintenance(self.maintenance.name, f"paused by {who()}, by Ctrl-C")
                 if self.runs:
                     tell(f"paused; waits for the hook of {', '.join(sorted(self.runs))}. Ctrl-C once more: without it")
             return not self.runs

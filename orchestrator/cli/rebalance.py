@@ -6,15 +6,13 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli import terminal
-from orchestrator.cli.acting import open_client, open_context
+from orchestrator.cli.acting import open_client
 from orchestrator.cli.arguments import Namespace, parse_targets
 from orchestrator.cli.terminal import Failures, tell
-from orchestrator.errors import Invalid, NotFound
+from orchestrator.errors import Invalid
 from orchestrator.planner.rebalance import Move, Plan
-from orchestrator.resources import DEFAULT_NAMESPACE, Node, RebalancePolicy, VirtualMachineOperation, make_key
+from orchestrator.resources import DEFAULT_NAMESPACE, RebalancePolicy, VirtualMachineOperation, make_key
 from orchestrator.resources.rebalancing import EXPLANATION_ANNOTATION, REASON_ANNOTATION
-from orchestrator.services import capacity, rebalancing
-from orchestrator.services.herd import Herd
 
 REBALANCE_EXAMPLES = """Examples:
 
@@ -60,26 +58,25 @@ def rebalance(
     wanted = dict(_change(text) for text in changes or ())
     if on is not None:
         wanted["enabled"] = on
-    with open_context() as ctx:
+    with open_client() as client:
         if wanted:
-            changed = rebalancing.change_policy(ctx, wanted)
+            changed = client.change_policy(wanted)
             terminal.write(f"rebalancepolicy/{changed.name} configured")
         if policy:
-            _show_policy(rebalancing.load_policy(ctx))
+            _show_policy(client.policy())
         if wanted or policy:
             return
-        herd = Herd(ctx.store).start()
-        try:
-            if why := rebalancing.obstacle(ctx, herd):
-                tell(f"nothing is moved now: {why}")
-                raise typer.Exit(1)
-            found = rebalancing.make_plan(herd, rebalancing.load_policy(ctx))
-            _show(found, is_dry=dry_run)
-            if not dry_run:
-                for operation in rebalancing.carry_out(ctx, found):
-                    terminal.write(f"virtualmachineoperation/{operation.name} created")
-        finally:
-            herd.stop()
+        made: list[VirtualMachineOperation] = []
+        if dry_run:
+            why, found = client.plan_moves()
+        else:
+            why, found, made = client.rebalance()
+    if why:
+        tell(f"nothing is moved now: {why}")
+        raise typer.Exit(1)
+    _show(found, is_dry=dry_run)
+    for operation in made:
+        terminal.write(f"virtualmachineoperation/{operation.name} created")
 
 
 def explain(
@@ -121,16 +118,8 @@ def failure(
     if bool(nodes) == every:
         raise typer.BadParameter("either NODE... or --all")
     failures = Failures()
-    with open_context() as ctx:
-        herd = Herd(ctx.store).start()
-        try:
-            known = {node.name for node in herd.follower.all(Node)}
-            for name in nodes or ():
-                if name not in known:
-                    raise NotFound(f"Node {name!r} not found")
-            found = capacity.failures_of(herd, nodes or [])
-        finally:
-            herd.stop()
+    with open_client() as client:
+        found = client.failures(nodes or [])
     for name, failure in found.items():
         line = f"{name}: {failure.message}"
         if failure.stranded:

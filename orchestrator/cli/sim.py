@@ -146,12 +146,14 @@ def fail_start(
     vm: Vm,
     times: Times = 0,
     message: Message = "Cannot allocate memory",
+    locked: Annotated[bool, typer.Option("--locked", help="As somebody else holds the lock on its image.")] = False,
     node: Annotated[str, typer.Option(metavar="NODE", help="On this node only.", show_default=False)] = "",
     directory: Dir = None,
 ) -> None:
     """Let coming starts of a VM fail."""
     _, spec = _herd(directory)
     here = _node(spec, node) if node else ""
+    message = 'Failed to get "write" lock' if locked else message
     _on_vm(directory, "fail_start", vm, "will fail to start", times=times, message=message, host=here)
 
 

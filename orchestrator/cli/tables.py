@@ -17,6 +17,8 @@ from orchestrator.resources import (
     Maintenance,
     Node,
     NodeDrain,
+    NodeFencing,
+    RebalancePolicy,
     Resource,
     VirtualMachine,
     VirtualMachineClass,
@@ -205,6 +207,41 @@ _MAINTENANCE: Table[Maintenance] = Table(
     ),
 )
 
+_POLICY: Table[RebalancePolicy] = Table(
+    RebalancePolicy,
+    (
+        Column("NAME", lambda p, _: p.name),
+        Column("ENABLED", lambda p, _: str(p.spec.enabled).lower()),
+        Column("CPU", lambda p, _: f"{p.spec.thresholds.cpu}%"),
+        Column("MEMORY", lambda p, _: f"{p.spec.thresholds.memory}%"),
+        Column("INTERVAL", lambda p, _: f"{p.spec.interval_seconds}s"),
+        Column("UNRESOLVED", lambda p, _: str(len(p.status.unresolved))),
+        Column("AGE", lambda p, a: age(p.metadata.creation_timestamp, a.now), is_clock=True),
+        Column("EVENOUT", lambda p, _: str(p.spec.even_out).lower(), is_wide=True),
+        Column("MAXMOVES", lambda p, _: str(p.spec.max_moves), is_wide=True),
+        Column("MAXGIB", lambda p, _: str(p.spec.max_gib), is_wide=True),
+    ),
+)
+
+
+def _enabled(fencing: NodeFencing) -> str:
+    return "by label" if fencing.spec.enabled is None else str(fencing.spec.enabled).lower()
+
+
+_FENCING: Table[NodeFencing] = Table(
+    NodeFencing,
+    (
+        Column("NODE", lambda f, _: f.name),
+        Column("ENABLED", lambda f, _: _enabled(f)),
+        Column("BMC", lambda f, _: f.spec.bmc.agent if f.spec.bmc else ""),
+        Column("PHASE", lambda f, _: f.status.phase.value, is_phase=True, width=len("FenceUnconfirmed")),
+        Column("SINCE", lambda f, a: age(f.status.since, a.now), is_clock=True),
+        Column("REASON", lambda f, _: f.status.reason),
+        Column("EVIDENCE", lambda f, _: f.status.evidence.level.value if f.status.evidence else "", is_wide=True),
+        Column("MESSAGE", lambda f, _: f.status.message, is_wide=True),
+    ),
+)
+
 _EVENT: Table[Event] = Table(
     Event,
     (
@@ -220,7 +257,7 @@ _EVENT: Table[Event] = Table(
 )
 
 TABLES: dict[type[Resource], Table[Any]] = {
-    table.kind: table for table in (_VM, _CLASS, _VMOP, _NODE, _DRAIN, _MAINTENANCE, _EVENT)
+    table.kind: table for table in (_VM, _CLASS, _VMOP, _NODE, _DRAIN, _MAINTENANCE, _POLICY, _FENCING, _EVENT)
 }
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar, cast
 
+from orchestrator.client.local_upkeep import LocalUpkeep
 from orchestrator.client.port import Scope
 from orchestrator.errors import AlreadyExists, NotFound, VersionExpired
 from orchestrator.resources import (
@@ -29,7 +30,7 @@ IDLE_S = 1.0
 """A watch says that nothing came about so often."""
 
 
-class LocalClient:
+class LocalClient(LocalUpkeep):
     """`port.Client` on Redis.
 
     Args:
@@ -37,7 +38,7 @@ class LocalClient:
     """
 
     def __init__(self, context: Context) -> None:
-        self.context = context
+        super().__init__(context)
         self.store = context.store
 
     def find(self, kind: type[R], key: str) -> R | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from orchestrator.client.upkeep import Upkeep
 from orchestrator.resources import Key, Resource
 from orchestrator.resources.scheduling import Taint
 from orchestrator.services.manifests import Applied, Creatable
@@ -40,7 +41,7 @@ class Scope:
         return self.namespace is None or not resource.namespaced or resource.metadata.namespace == self.namespace
 
 
-class Client(Protocol):
+class Client(Upkeep, Protocol):
     """A herd, as far as people's programs need it."""
 
     def find(self, kind: type[R], key: str) -> R | None:

@@ -3,32 +3,27 @@
 import json
 import queue
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar, cast
 
+from orchestrator.client.documents import body_of, deciding, decode, path_of
 from orchestrator.client.local import IDLE_S
 from orchestrator.client.place import Place
 from orchestrator.client.port import Scope
+from orchestrator.client.remote_upkeep import RemoteUpkeep
 from orchestrator.client.session import ApiSession, Stream, new_queue, status_error
-from orchestrator.errors import AlreadyExists, Conflict, Invalid, NotFound, Refused, StoreUnavailable, VersionExpired
+from orchestrator.errors import AlreadyExists, Conflict, NotFound, StoreUnavailable, VersionExpired
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
-    KINDS,
-    Event,
     Key,
-    Namespace,
     Node,
     Resource,
-    VirtualMachine,
-    VirtualMachineClass,
     VirtualMachineOperation,
     make_key,
     split_key,
 )
-from orchestrator.resources.drain import BRING_BACK_ANNOTATION
-from orchestrator.resources.meta import STORED
 from orchestrator.resources.scheduling import Taint
 from orchestrator.services.classes import ChangedMeanwhile
 from orchestrator.services.manifests import Applied, Creatable
@@ -40,7 +35,6 @@ from orchestrator.store.store import Loaded
 R = TypeVar("R", bound=Resource)
 C = TypeVar("C", bound=Creatable)
 
-_SERVED: Final = frozenset({VirtualMachine, VirtualMachineClass, VirtualMachineOperation, Node, Namespace, Event})
 MERGE: Final = "application/merge-patch+json"
 _ATTEMPTS: Final = 20
 _RETRY_S: Final = 0.2
@@ -48,7 +42,7 @@ _ENDED_S: Final = 5.0
 """For so long the end of a resource that is gone is looked for."""
 
 
-class RemoteClient:
+class RemoteClient(RemoteUpkeep):
     """`port.Client` by the API.
 
     Args:
@@ -58,13 +52,14 @@ class RemoteClient:
 
     def __init__(self, place: Place, *, patience_s: float = 0.0) -> None:
         self.session = ApiSession(place)
+        super().__init__(self.session, self)
         self.patience_s = patience_s
 
     def find(self, kind: type[R], key: str) -> R | None:
         """Read one resource, or None."""
         namespace, name = split_key(Key(key))
         try:
-            return decode(kind, self.session.read(_path(kind, namespace, name)))
+            return decode(kind, self.session.read(path_of(kind, namespace, name)))
         except NotFound:
             return None
 
@@ -102,7 +97,7 @@ class RemoteClient:
             parameters = _selectors(scope)
             if version:
                 parameters |= {"resourceVersion": str(version), "resourceVersionMatch": "Exact"}
-            answer = self.session.read(_path(kind, scope.namespace), parameters)
+            answer = self.session.read(path_of(kind, scope.namespace), parameters)
             version = int(answer["metadata"]["resourceVersion"])
             found = [decode(kind, item) for item in answer["items"]]
             resources[kind.kind_name] = {resource.key: resource for resource in found}
@@ -134,7 +129,7 @@ class RemoteClient:
         """Create a resource."""
         namespace = (wanted.metadata.namespace or DEFAULT_NAMESPACE) if wanted.namespaced else ""
         meta = wanted.metadata.with_(resource_version="")
-        answer = self.session.write("POST", _path(type(wanted), namespace), body_of(wanted.with_(metadata=meta)))
+        answer = self.session.write("POST", path_of(type(wanted), namespace), body_of(wanted.with_(metadata=meta)))
         return decode(type(wanted), answer)
 
     def apply(self, wanted: Creatable) -> tuple[Creatable, Applied]:
@@ -153,7 +148,7 @@ class RemoteClient:
                     raise Conflict(str(error)) from error
             return self._change(found, wanted, namespace)
 
-        return _deciding(decide)
+        return deciding(decide)
 
     def _change(self, found: Creatable, wanted: Creatable, namespace: str) -> tuple[Creatable, Applied]:
         if isinstance(wanted, VirtualMachineOperation) and isinstance(found, VirtualMachineOperation):
@@ -168,7 +163,7 @@ class RemoteClient:
         )
         try:
             answer = self.session.write(
-                "PUT", _path(type(wanted), namespace, wanted.name), body_of(wanted.with_(metadata=meta))
+                "PUT", path_of(type(wanted), namespace, wanted.name), body_of(wanted.with_(metadata=meta))
             )
         except Conflict as error:
             if given:  # a person's change rests on it: only a person can decide again
@@ -182,7 +177,7 @@ class RemoteClient:
         """Delete a resource."""
         before = self.get(kind, key)
         namespace, name = split_key(Key(key))
-        answer = self.session.write("DELETE", _path(kind, namespace, name))
+        answer = self.session.write("DELETE", path_of(kind, namespace, name))
         if answer.get("kind") == kind.kind_name:
             return decode(kind, answer)
         gone = before.metadata.with_(deletion_timestamp=datetime.now(UTC))
@@ -190,13 +185,12 @@ class RemoteClient:
 
     def set_unschedulable(self, node: str, *, unschedulable: bool, bring_back: bool | None = None) -> bool:
         """Cordon or uncordon a node."""
+        if not unschedulable and bring_back is not None:
+            return self.uncordon(node, bring_back=bring_back)
         before = self.get(Node, node)
         if before.spec.unschedulable == unschedulable:
             return False
-        patch: dict[str, Any] = {"spec": {"unschedulable": unschedulable}}
-        if bring_back is not None:
-            patch["metadata"] = {"annotations": {BRING_BACK_ANNOTATION: str(bring_back).lower()}}
-        self._patch(before, patch)
+        self._patch(before, {"spec": {"unschedulable": unschedulable}})
         return True
 
     def set_labels(self, node: str, changes: Mapping[str, str | None]) -> bool:
@@ -221,14 +215,14 @@ class RemoteClient:
             self._patch(before, {"metadata": version, "spec": {"taints": taints}})
             return True
 
-        return _deciding(decide)
+        return deciding(decide)
 
     def close(self) -> None:
         """Close its connections."""
         self.session.close()
 
     def _patch(self, node: Node, change: dict[str, Any]) -> None:
-        self.session.write("PATCH", _path(Node, "", node.name), change, MERGE)
+        self.session.write("PATCH", path_of(Node, "", node.name), change, MERGE)
 
 
 @dataclass(slots=True)
@@ -280,7 +274,7 @@ class _Watches:
             "resourceVersion": str(watch.version),
             "allowWatchBookmarks": "true",
         }
-        path = _path(watch.kind, self._scope.namespace)
+        path = path_of(watch.kind, self._scope.namespace)
         until = time.monotonic() + self._patience_s
         while True:
             try:
@@ -303,52 +297,5 @@ class _Watches:
         return Change(version, ChangeType(kind), decode(watch.kind, body))
 
 
-def decode(kind: type[R], data: dict[str, Any]) -> R:
-    """Read a resource in the form `session.STORED`.
-
-    Raises:
-        Invalid: It is something else: this vmherd and the server's don't fit together.
-    """
-    if data.get("kind") != kind.kind_name:
-        raise Invalid(f"the API answered with a {data.get('kind')}, where a {kind.kind_name} was asked for")
-    created = int(data.get("createdVersion") or 0)
-    body = {key: value for key, value in data.items() if key != "createdVersion"}
-    # A newer server may know fields that we don't.
-    resource = KINDS[kind.kind_name].model_validate(body, extra="ignore", context=STORED)
-    return cast("R", resource.with_(created_version=created))
-
-
-def body_of(resource: Resource) -> dict[str, Any]:
-    """Give what is sent of a resource: what was given of it, empty or not, and not what would be filled in."""
-    given = resource.model_dump(
-        mode="json", by_alias=True, exclude_unset=True, exclude_none=True, exclude={"status", "created_version"}
-    )
-    meta = {key: value for key, value in given["metadata"].items() if value or key in {"name", "generateName"}}
-    return {**given, "apiVersion": resource.group_version, "kind": resource.kind_name, "metadata": meta}
-
-
-def _path(kind: type[Resource], namespace: str | None = None, name: str = "") -> str:
-    if kind not in _SERVED:
-        raise Refused(f"the API does not serve {kind.plural}: set VMHERD_REDIS_URL, and no VMHERD_SERVER, for them")
-    root = f"/apis/{kind.group_version}" if "/" in kind.group_version else f"/api/{kind.group_version}"
-    inside = f"/namespaces/{namespace}" if namespace and kind.namespaced else ""
-    return f"{root}{inside}/{kind.plural}" + (f"/{name}" if name else "")
-
-
 def _selectors(scope: Scope) -> dict[str, str]:
     return {"fieldSelector": f"metadata.name={scope.name}"} if scope.name else {}
-
-
-_T = TypeVar("_T")
-
-
-def _deciding(decide: Callable[[], _T]) -> _T:
-    """Read, decide and write until no one else changed what it was decided from."""
-    for _ in range(_ATTEMPTS - 1):
-        try:
-            return decide()
-        except ChangedMeanwhile:
-            raise
-        except Conflict:
-            continue
-    return decide()

@@ -98,16 +98,19 @@ class ApiSession:
             raise self._away(error) from error
         return _answer(response, self.place)
 
-    def write(self, method: str, path: str, body: Any = None, media: str = "application/json") -> Any:
-        """Change something.
+    def write(
+        self, method: str, path: str, body: Any = None, media: str = "application/json", timeout_s: float = _ANSWER_S
+    ) -> Any:
+        """Change something, or have it done.
 
         Raises:
             VmherdError: As `read`; `OutcomeUnknown` when it was sent, and no answer came.
         """
         content = json.dumps(body).encode() if body is not None else None
+        timeout = httpx.Timeout(timeout_s, connect=_CONNECT_S)
         headers = {"Content-Type": media} if content is not None else None
         try:
-            response = self._http.request(method, path, content=content, headers=headers)
+            response = self._http.request(method, path, content=content, headers=headers, timeout=timeout)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise self._away(error) from error
         except httpx.HTTPError as error:

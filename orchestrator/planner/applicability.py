@@ -43,7 +43,7 @@ def inapplicable(
     if vm.status.adoption is not None:
         message = f"{spec.type} is not applicable: {handed_over(vm)}"
         return Reason.NOT_READY, message
-    if policy not in _POLICIES[spec.type]:
+    if policy not in _POLICIES[spec.type] and not _waits_for_a_person(spec, vm):
         allowed = ", ".join(sorted(_POLICIES[spec.type]))
         message = (
             f"{spec.type} is not applicable: VirtualMachine {vm.name!r} has runPolicy {policy} (applicable: {allowed})"
@@ -57,6 +57,13 @@ def inapplicable(
         message = f"{spec.type} is not applicable: VirtualMachine {vm.name!r} is {phase}, not {allowed}"
         return Reason.NOT_APPLICABLE_FOR_PHASE, message
     return None
+
+
+def _waits_for_a_person(spec: OperationSpec, vm: VirtualMachine) -> bool:
+    """Whether it is the start of an AlwaysOn VM that its policy does not start, as its storage was found locked."""
+    recovery, policy = vm.status.recovery, vm.spec.run_policy
+    is_held = recovery is not None and bool(recovery.held)
+    return is_held and spec.type is OperationType.START and policy is RunPolicy.ALWAYS_ON
 
 
 def handed_over(vm: VirtualMachine) -> str:

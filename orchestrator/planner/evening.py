@@ -4,12 +4,14 @@ The measure is the weighted sum of the squares of each node's distance from the 
 What one move does to it has a closed form, so all VMs of a node are weighed against all targets in one operation. The
 node that is the furthest above is looked at first, and what gains the most for each MiB is done: one VM leaves, or,
 where none is of the right size, two change places. That is the shape of the optimum of a liquid: the same peak is taken
-off by many small VMs for less than by few large ones.
+off by many small VMs for less than by few large ones. In a large herd one operation does so for many full nodes: each
+of them takes part in one move a round, and so does each of their targets.
 
 Only where a VM ends counts: one that was moved before is moved on for nothing, and back for less than nothing. In the
 end each goes to its last place at once, as far as an order is found in which every step is legal.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +22,15 @@ from orchestrator.resources.rebalancing import RebalanceSpec
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 _LEAST_GAIN = 1e-6
 """Of the measure, for any move: a thousandth of a node's share."""
 _TARGETS = 32
 """So many of the emptiest nodes are looked at first; the others only where these are refused, and not too full."""
-_PARTNERS = 4
+_PARTNERS = 8
 """So many of the emptiest nodes are looked at for VMs to change places with."""
+_NODES_A_SOURCE = 64
+"""One node of so many is looked at in the same round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,27 @@ class Step:
     number: int
     source: int
     target: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """VMs that may be moved, by node.
+
+    Attributes:
+        nodes: In order.
+        numbers: Of the VMs of the first node, of the second, and so on; by number within one.
+        at: The node of each.
+        ends: After which row each node's end, and 0 before all.
+    """
+
+    nodes: Ints
+    numbers: Ints
+    at: Ints
+    ends: list[int]
+
+    def of(self, place: int) -> slice:
+        """Give the rows of one of the nodes."""
+        return slice(self.ends[place], self.ends[place + 1])
 
 
 def even_out(table: Table, policy: RebalanceSpec, most: int, most_mib: int) -> list[Step]:
@@ -49,13 +75,7 @@ def even_out(table: Table, policy: RebalanceSpec, most: int, most_mib: int) -> l
     Returns:
         The moves in order; each legal in its turn, and leaving its target within its limits.
     """
-    evening = _Evening(table, policy, most, most_mib)
-    made: list[Step] = []
-    while moves := evening.next_moves():
-        for number, target in moves:
-            made.append(Step(number, table.at[number], target))
-            evening.make(number, target)
-    return _direct(table, made)
+    return _direct(table, list(_Evening(table, policy, most, most_mib).steps()))
 
 
 def _direct(table: Table, made: list[Step]) -> list[Step]:
@@ -89,163 +109,248 @@ class _Evening:
         self._left, self._left_mib = most, most_mib
         self._origin = np.array(table.at, dtype=np.int64)
         self._at = self._origin.copy()
+        self._is_movable = np.array([not piece.pinned for piece in table.pieces], dtype=np.bool_)
         masks = {id(piece.suited): piece.suited for piece in table.pieces}
         rows = {name: row for row, name in enumerate(masks)}
         self._masks = np.array(list(masks.values()), dtype=np.bool_).reshape(len(masks), len(board.names)) & board.open
         self._mask_of = np.array([rows[id(piece.suited)] for piece in table.pieces], dtype=np.int64)
         self._weights = (policy.weights.cpu, policy.weights.memory)
+        self._amounts = (table.cpu, table.memory)
         self._whole = (np.maximum(board.cpu_millicores, 1).astype(float), np.maximum(board.memory_mib, 1).astype(float))
+        self._used = (board.cpu_used_millicores, board.memory_used_mib)
         self._ideal = tuple(
             float(used[board.open].sum() / max(float(whole[board.open].sum()), 1.0))
-            for used, whole in zip(self._used(), self._whole, strict=True)
+            for used, whole in zip(self._used, self._whole, strict=True)
         )
-        self._distances = (np.zeros(len(board.names)), np.zeros(len(board.names)))
-        self._measure(list(range(len(board.names))))
+        self._distances = tuple(
+            used / whole - ideal for used, whole, ideal in zip(self._used, self._whole, self._ideal, strict=True)
+        )
         self._deadband = policy.deadband_percent / 100
         self._exhausted = np.zeros(len(board.names), dtype=np.bool_)
+        self._at_once = max(1, len(board.names) // _NODES_A_SOURCE)
         self._is_better = True
 
-    def next_moves(self) -> list[tuple[int, int]]:
-        """Give the next moves: one, or two that change places; none where nothing gains any more."""
+    def steps(self) -> Iterator[Step]:
+        """Make moves on the table, as long as one gains."""
         while True:
-            source = self._fullest()
-            if source is None:
-                if not self._is_better:
-                    return []
+            sources = self._fullest()
+            if len(sources):
+                yield from self._round(sources)
+            elif self._is_better:
                 self._exhausted[:] = False  # what was refused may be allowed since others have moved
                 self._is_better = False
-                continue
-            numbers = self._movable(source)
-            if len(numbers) and (moves := self._one_leaves(source, numbers) or self._two_change(source, numbers)):
-                return moves
-            self._exhausted[source] = True
+            else:
+                return
 
-    def make(self, number: int, target: int) -> None:
-        """Make a move."""
+    def _round(self, sources: Ints) -> list[Step]:
+        """Have one VM leave each of some nodes, or change its place with another; each node takes part once at most."""
+        rows = self._rows(sources)
+        made, stuck = self._leave(rows)
+        if len(stuck):
+            changed, stuck = self._change(rows, stuck, {step.target for step in made})
+            made += changed
+        self._exhausted[stuck] = True
+        touched = [node for step in made for node in (step.source, step.target)]
+        self._exhausted[touched] = False
+        return made
+
+    def _make(self, number: int, target: int) -> Step:
         source = self._table.at[number]
-        self._left_mib -= int(self._extra(np.array([number]), target)[0])
-        self._left += int(target == self._origin[number]) - int(source == self._origin[number])
+        origin = int(self._origin[number])
+        self._left_mib -= int(self._table.cost[number]) * ((origin != target) - (origin != source))
+        self._left += int(target == origin) - int(source == origin)
         self._table.move(number, target)
         self._at[number] = target
-        self._measure([source, target])
-        self._exhausted[[source, target]] = False
+        for distance, used, whole, ideal in zip(self._distances, self._used, self._whole, self._ideal, strict=True):
+            distance[source] = used[source] / whole[source] - ideal
+            distance[target] = used[target] / whole[target] - ideal
         self._is_better = True
+        return Step(number, source, target)
 
-    def _used(self) -> tuple[Ints, Ints]:
-        return self._table.board.cpu_used_millicores, self._table.board.memory_used_mib
-
-    def _measure(self, nodes: list[int]) -> None:
-        """Measure anew how far some nodes are from the herd's own share."""
-        for distance, used, whole, ideal in zip(self._distances, self._used(), self._whole, self._ideal, strict=True):
-            distance[nodes] = used[nodes] / whole[nodes] - ideal
-
-    def _fullest(self) -> int | None:
-        """Give the node furthest above the mean that may have a move left."""
+    def _fullest(self) -> Ints:
+        """Give the nodes furthest above the mean that may have a move left, the fullest first."""
         above = [
             np.where(distance > self._deadband, distance, 0.0) * weight
             for distance, weight in zip(self._distances, self._weights, strict=True)
         ]
         height = np.where(self._table.board.open & ~self._exhausted, above[0] + above[1], 0.0)
-        node = int(np.argmax(height))
-        return node if height[node] > 0 else None
+        if self._at_once == 1:
+            nodes = np.array([np.argmax(height)])
+        else:
+            nodes = np.argpartition(-height, self._at_once)[: self._at_once]
+            nodes = nodes[np.lexsort((nodes, -height[nodes]))]
+        return np.asarray(nodes[height[nodes] > 0], dtype=np.int64)
 
-    def _movable(self, node: int) -> Ints:
-        pieces = self._table.pieces
-        return np.array([n for n in sorted(self._table.on[node]) if not pieces[n].pinned], dtype=np.int64)
+    def _rows(self, nodes: Ints) -> _Rows:
+        places = np.full(len(self._exhausted), -1, dtype=np.int64)
+        places[nodes] = np.arange(len(nodes))
+        place_of = places[self._at]
+        numbers = np.flatnonzero((place_of >= 0) & self._is_movable)
+        numbers = numbers[np.argsort(place_of[numbers], kind="stable")]
+        ends = np.cumsum(np.bincount(place_of[numbers], minlength=len(nodes)))
+        return _Rows(nodes, numbers, self._at[numbers], [0, *ends.tolist()])
 
-    def _extra(self, numbers: Ints, targets: int | Ints) -> Ints:
-        """Give what is sent more if VMs end on some nodes, and not where they are now; negative where it is less."""
+    def _heights(self) -> Floats:
+        """Give how full the nodes are that something may move to; others are infinitely high."""
+        cpu, memory = self._distances
+        return np.where(self._table.board.open, self._weights[0] * cpu + self._weights[1] * memory, np.inf)
+
+    # --- one VM leaves ------------------------------------------------------------------------------------------------
+
+    def _leave(self, rows: _Rows) -> tuple[list[Step], list[int]]:
+        """Have a VM leave each node, the fullest first; gives the moves, and the nodes that none may leave."""
+        heights = self._heights()
+        count = _TARGETS + len(rows.nodes)
+        is_all = len(heights) <= count
+        targets = np.arange(len(heights)) if is_all else np.sort(np.argpartition(heights, count)[:count])
+        worth, may_gain = self._worth_of_leaving(rows, targets)
+        made: list[Step] = []
+        stuck: list[int] = []
+        used: set[int] = set()
+        for place, source in enumerate(rows.nodes.tolist()):
+            there = rows.of(place)
+            if source in used:
+                continue
+            step = self._best(rows.numbers[there], targets, worth[there], used)
+            if step is None and made and may_gain[there].any():
+                continue  # one that others have taken may be left to it in the next round
+            if step is None and not is_all and may_gain[there].any():
+                step = self._leave_for_any(source)
+            if step is None:
+                stuck.append(source)
+                continue
+            made.append(step)
+            used |= {step.source, step.target}
+            worth[:, targets == step.target] = 0.0
+        return made, stuck
+
+    def _leave_for_any(self, source: int) -> Step | None:
+        rows, targets = self._rows(np.array([source])), np.arange(len(self._exhausted))
+        worth, _ = self._worth_of_leaving(rows, targets)
+        return self._best(rows.numbers, targets, worth, set())
+
+    def _best(self, numbers: Ints, targets: Ints, worth: Floats, used: set[int]) -> Step | None:
+        """Make the best of some moves that no rule is against."""
+        while worth.size:
+            row, column = divmod(int(worth.argmax()), worth.shape[1])
+            if worth[row, column] <= 0:
+                return None
+            number, target = int(numbers[row]), int(targets[column])
+            if target not in used and self._is_paid(number, target) and not self._table.objection(number, target):
+                return self._make(number, target)
+            worth[row, column] = 0.0
+        return None
+
+    def _is_paid(self, number: int, target: int) -> bool:
+        """Whether a move is within what is left to be moved, now that others of its round were made."""
+        origin, at = int(self._origin[number]), int(self._at[number])
+        extra = int(self._table.cost[number]) * ((origin != target) - (origin != at))
+        return extra <= self._left_mib and (self._left > 0 or origin != at)
+
+    def _worth_of_leaving(self, rows: _Rows, targets: Ints) -> tuple[Floats, Bools]:
+        """Give what is gained for each MiB by VMs (rows) on nodes (columns), and who would gain, were it allowed."""
+        table, numbers, at = self._table, rows.numbers, rows.at
+        gain = np.zeros((len(numbers), len(targets)))
+        for weight, whole, distance, amounts in zip(
+            self._weights, self._whole, self._distances, self._amounts, strict=True
+        ):
+            out = amounts[numbers] / whole[at]
+            into = amounts[numbers][:, None] / whole[None, targets]
+            gain += (weight * out * (2 * distance[at] - out))[:, None]
+            gain -= weight * into * (2 * distance[None, targets] + into)
+        may_gain = np.asarray((gain > _LEAST_GAIN).any(axis=1), dtype=np.bool_)
         origin = self._origin[numbers]
-        away = (origin != targets).astype(np.int64)
-        return np.asarray(self._table.cost[numbers] * (away - (self._at[numbers] != origin)), dtype=np.int64)
+        extra = table.cost[numbers][:, None] * (
+            (origin[:, None] != targets[None, :]).astype(np.int64) - (origin != at)[:, None]
+        )
+        worth = self._worth(gain, extra)
+        board = table.board
+        worth[~self._masks[self._mask_of[numbers][:, None], targets[None, :]]] = 0.0
+        worth[table.cpu[numbers][:, None] > (table.cpu_limit - board.cpu_used_millicores)[targets]] = 0.0
+        worth[table.memory[numbers][:, None] > (table.memory_limit_mib - board.memory_used_mib)[targets]] = 0.0
+        worth[at[:, None] == targets[None, :]] = 0.0
+        if self._left <= 0:
+            worth[origin == at] = 0.0
+        return worth, may_gain
 
     def _worth(self, gain: Floats, extra: Ints) -> Floats:
         """Give what is gained for each MiB, of what may be done at all; 0 otherwise."""
         worth = gain / np.maximum(extra, 1)
-        return np.where((gain > _LEAST_GAIN) & (extra <= self._left_mib), worth, 0.0)
+        worth[(gain <= _LEAST_GAIN) | (extra > self._left_mib)] = 0.0
+        return worth
 
-    def _one_leaves(self, source: int, numbers: Ints) -> list[tuple[int, int]]:
-        heights = self._heights(source)
-        nearest = np.argpartition(heights, _TARGETS)[:_TARGETS] if len(heights) > _TARGETS else np.arange(len(heights))
-        found, may_gain = self._best_of(source, numbers, np.sort(nearest))
-        if not found and may_gain and len(nearest) < len(heights):
-            found, _ = self._best_of(source, numbers, np.arange(len(heights)))
-        return found
+    # --- two change places --------------------------------------------------------------------------------------------
 
-    def _heights(self, source: int) -> Floats:
-        """Give how full the nodes are that something may move to; others are infinitely high."""
-        cpu, memory = self._distances
-        heights = np.where(self._table.board.open, self._weights[0] * cpu + self._weights[1] * memory, np.inf)
-        heights[source] = np.inf
-        return heights
-
-    def _best_of(self, source: int, numbers: Ints, nodes: Ints) -> tuple[list[tuple[int, int]], bool]:
-        """Give the best move of a node's VMs to some nodes, and whether one would gain if it were allowed."""
-        table = self._table
-        gain = np.zeros((len(numbers), len(nodes)))
-        amounts = (table.cpu[numbers], table.memory[numbers])
-        for weight, whole, distance, amount in zip(self._weights, self._whole, self._distances, amounts, strict=True):
-            out, into = amount / whole[source], amount[:, None] / whole[None, nodes]
-            left = distance[source] ** 2 - (distance[source] - out) ** 2
-            gain += weight * (left[:, None] - into * (2 * distance[None, nodes] + into))
-        if not (gain > _LEAST_GAIN).any():
-            return [], False
-        origin, cost = self._origin[numbers][:, None], table.cost[numbers][:, None]
-        extra = cost * ((origin != nodes[None, :]).astype(np.int64) - (origin != source))
-        worth = self._worth(gain, extra)
-        worth[~self._allowed(numbers, source, nodes)] = 0.0
-        if self._left <= 0:
-            worth[self._origin[numbers] == source] = 0.0
-        while True:
-            row, column = divmod(int(np.argmax(worth)), worth.shape[1])
-            if worth[row, column] <= 0:
-                return [], True
-            if not table.objection(int(numbers[row]), int(nodes[column])):
-                return [(int(numbers[row]), int(nodes[column]))], True
-            worth[row, column] = 0.0
-
-    def _allowed(self, numbers: Ints, source: int, nodes: Ints) -> npt.NDArray[np.bool_]:
-        """Say where the VMs of a node may go for the nodes' sake (`Table.targets`), a row for each."""
-        table, board = self._table, self._table.board
-        allowed = self._masks[self._mask_of[numbers]][:, nodes]
-        allowed &= table.cpu[numbers][:, None] <= (table.cpu_limit - board.cpu_used_millicores)[nodes]
-        allowed &= table.memory[numbers][:, None] <= (table.memory_limit_mib - board.memory_used_mib)[nodes]
-        allowed[:, nodes == source] = False
-        return np.asarray(allowed, dtype=np.bool_)
-
-    def _two_change(self, source: int, numbers: Ints) -> list[tuple[int, int]]:
-        heights = self._heights(source)
-        found: list[tuple[float, int, int, int]] = []
-        for target in np.argsort(heights, kind="stable")[:_PARTNERS].tolist():
-            others = self._movable(target) if np.isfinite(heights[target]) else np.zeros(0, dtype=np.int64)
-            if not len(others):
+    def _change(self, rows: _Rows, sources: list[int], used: set[int]) -> tuple[list[Step], list[int]]:
+        """Have a VM of each node change its place with one of the emptiest; gives the moves, and the nodes without."""
+        heights = self._heights()
+        emptiest = np.argsort(heights, kind="stable")[: _PARTNERS + 1]
+        partners = self._rows(emptiest[np.isfinite(heights[emptiest])])
+        rows = self._rows(np.array(sources)) if len(sources) < len(rows.nodes) else rows
+        worth = self._worth_of_change(rows, partners)
+        made: list[Step] = []
+        stuck: list[int] = []
+        for place, source in enumerate(sources):
+            if source in used:
                 continue
-            worth = self._worth_of_change(source, target, numbers, others)
-            row, column = divmod(int(np.argmax(worth)), worth.shape[1])
-            if worth[row, column] > 0:
-                found.append((-float(worth[row, column]), int(numbers[row]), int(others[column]), target))
-        for _, number, other, target in sorted(found):
+            found: list[tuple[float, int, int]] = []
+            others = [which for which, partner in enumerate(partners.nodes.tolist()) if partner != source][:_PARTNERS]
+            is_late = False
+            for which in others:
+                block = worth[rows.of(place), partners.of(which)]
+                row, column = divmod(int(block.argmax()), block.shape[1]) if block.size else (0, 0)
+                if block.size and block[row, column] > 0:
+                    pair = rows.numbers[rows.of(place)][row], partners.numbers[partners.of(which)][column]
+                    is_late |= int(partners.nodes[which]) in used
+                    found.append((-float(block[row, column]), int(pair[0]), int(pair[1])))
+            steps = self._change_one(sorted(found), used)
+            made += steps
+            used |= {node for step in steps for node in (step.source, step.target)}
+            if not steps and not is_late:
+                stuck.append(source)
+        return made, stuck
+
+    def _change_one(self, found: list[tuple[float, int, int]], used: set[int]) -> list[Step]:
+        """Make the first of some changes of place that may be made."""
+        for _, number, other in found:
+            source, target = self._table.at[number], self._table.at[other]
+            if target in used or not self._is_change_paid(number, other):
+                continue
             for moves in ([(number, target), (other, source)], [(other, source), (number, target)]):
                 if self._is_legal(moves):
-                    return moves
+                    return [self._make(*move) for move in moves]
         return []
 
-    def _worth_of_change(self, source: int, target: int, numbers: Ints, others: Ints) -> Floats:
-        table = self._table
-        gain = np.zeros((len(numbers), len(others)))
-        amounts = ((table.cpu[numbers], table.cpu[others]), (table.memory[numbers], table.memory[others]))
-        for weight, whole, distance, (mine, its) in zip(
-            self._weights, self._whole, self._distances, amounts, strict=True
+    def _is_change_paid(self, number: int, other: int) -> bool:
+        extra, fresh = 0, 0
+        for one, target in ((number, int(self._at[other])), (other, int(self._at[number]))):
+            origin, at = int(self._origin[one]), int(self._at[one])
+            extra += int(self._table.cost[one]) * ((origin != target) - (origin != at))
+            fresh += origin == at
+        return extra <= self._left_mib and fresh <= self._left
+
+    def _worth_of_change(self, rows: _Rows, partners: _Rows) -> Floats:
+        """Give what is gained for each MiB if a VM of a node (rows) and one of another (columns) change places."""
+        table, mine, its, home, there = self._table, rows.numbers, partners.numbers, rows.at, partners.at
+        gain = np.zeros((len(mine), len(its)))
+        for weight, whole, distance, amounts in zip(
+            self._weights, self._whole, self._distances, self._amounts, strict=True
         ):
-            out = (mine[:, None] - its[None, :]) / whole[source]
-            into = (mine[:, None] - its[None, :]) / whole[target]
-            gain += weight * (out * (2 * distance[source] - out) - into * (2 * distance[target] + into))
-        extra = self._extra(numbers, target)[:, None] + self._extra(others, source)[None, :]
+            amount = (amounts[mine][:, None] - amounts[its][None, :]).astype(float)
+            out, into = amount / whole[home][:, None], amount / whole[there][None, :]
+            gain += weight * (out * (2 * distance[home][:, None] - out) - into * (2 * distance[there][None, :] + into))
+        if not (gain > _LEAST_GAIN).any():
+            return np.zeros_like(gain)
+        origin, its_origin = self._origin[mine], self._origin[its]
+        extra = table.cost[mine][:, None] * (
+            (origin[:, None] != there[None, :]).astype(int) - (origin != home)[:, None]
+        )
+        extra += table.cost[its] * ((its_origin[None, :] != home[:, None]).astype(int) - (its_origin != there))
         worth = self._worth(gain, extra)
-        worth[[not table.pieces[int(n)].suited[target] for n in numbers]] = 0.0
-        worth[:, [not table.pieces[int(n)].suited[source] for n in others]] = 0.0
-        fresh = (self._origin[numbers] == source).astype(int)[:, None] + (self._origin[others] == target).astype(int)
-        worth[fresh > self._left] = 0.0
+        worth[~self._masks[self._mask_of[mine][:, None], there[None, :]]] = 0.0
+        worth[~self._masks[self._mask_of[its][None, :], home[:, None]]] = 0.0
+        worth[(origin == home).astype(int)[:, None] + (its_origin == there).astype(int) > self._left] = 0.0
+        worth[home[:, None] == there[None, :]] = 0.0
         return worth
 
     def _is_legal(self, moves: list[tuple[int, int]]) -> bool:

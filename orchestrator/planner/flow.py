@@ -289,6 +289,12 @@ def came_back(
     return Transition(new, back, (Note("AttemptFailed", text, warning=True),), ended=True)
 
 
+def is_ending(operation: VirtualMachineOperation) -> bool:
+    """Whether it is not tried again, whatever kept it: aborted, taken back, or another took its place."""
+    grant = open_grant(operation)
+    return bool(operation.status.superseded_by or grant.revoked or grant.cancel or grant.timed_out)
+
+
 def revoked(operation: VirtualMachineOperation, why: str, now: datetime) -> VirtualMachineOperation:
     """The control plane takes an open grant back: its node is told to leave it, or to abort."""
     return say(operation.with_grant(cancel=True, revoked=why), Reason.ABORTED, f"taken back: {why}", now)

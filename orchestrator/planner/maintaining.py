@@ -21,6 +21,8 @@ from orchestrator.resources.maintenance import Maintenance, MaintenancePhase, No
 STEADY = timedelta(seconds=30)
 """A host that is to reboot has gone down by then, and its lease, of the default profile, has run out."""
 
+_BEGUN_AT_ONCE = 32
+"""So many nodes, and some for those that are refused, may be begun with in one look at most."""
 _REFUSALS = 3
 """After so many nodes that can't be spared no more are looked at now: each look places all VMs of a node."""
 
@@ -57,18 +59,34 @@ def next_maintenance(
 
     Args:
         maintenance: That is open.
-        nodes: Its nodes, as far as they are in the herd.
-        drains: Their drains.
+        nodes: Those `in_sight`, as far as they are in the herd.
+        drains: Theirs.
         admit: Asked for one node after another, where the number of nodes away at a time is left to the herd.
         now: By Redis's clock.
     """
     look = _Look(maintenance, nodes, drains, now)
-    for name in maintenance.spec.nodes:
+    for name in look.names:
         look.look_at(name)
     if look.new.status.phase is MaintenancePhase.RUNNING:
         look.begin_more(admit)
     look.end()
     return MaintenanceStep(look.new, tuple(look.drain), tuple(look.uncordon), tuple(look.cancel), tuple(look.notes))
+
+
+def in_sight(maintenance: Maintenance) -> tuple[str, ...]:
+    """Name the nodes that a look is about, in their order: those away, and the next ones that may be begun with.
+
+    Of a maintenance of a thousand nodes that is a handful, and nothing has to be known of all others.
+    """
+    waiting = min(maintenance.spec.parallel or _BEGUN_AT_ONCE, _BEGUN_AT_ONCE) + _REFUSALS
+    found: list[str] = []
+    for name in maintenance.spec.nodes:
+        stage = maintenance.node(name).stage
+        if stage.is_over or (stage is NodeStage.WAITING and not waiting):
+            continue
+        waiting -= stage is NodeStage.WAITING
+        found.append(name)
+    return tuple(found)
 
 
 def resumed(maintenance: Maintenance, now: datetime) -> Maintenance:
@@ -128,6 +146,7 @@ class _Look:
         self.nodes = nodes
         self.drains = drains
         self.now = now
+        self.names = in_sight(maintenance)
         self.drain: list[str] = []
         self.uncordon: list[str] = []
         self.cancel: list[str] = []
@@ -240,7 +259,7 @@ class _Look:
         """Begin with as many more nodes as may be away."""
         away = list(self.new.away)
         limit, refusals = self.new.spec.parallel, 0
-        for name in self.new.spec.nodes:
+        for name in self.names:
             if (limit and len(away) >= limit) or refusals >= _REFUSALS:
                 return
             node = self.new.node(name)

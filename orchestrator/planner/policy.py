@@ -19,6 +19,7 @@ STEADY_AFTER = timedelta(minutes=10)
 CRASHED, DESTROYED, STOPPED_BY_NODE = "Crashed", "Destroyed", "StoppedByNode"
 POWERED_OFF, STOPPED_BY_OPERATION = "GuestPoweredOff", "StoppedByOperation"
 RESTARTING, START_FAILED, NODE_FENCED = "Restarting", "StartFailed", "NodeFenced"
+STORAGE_LOCKED, EVIDENCE_CONTRADICTED = "StorageLocked", "EvidenceContradicted"
 """Reasons of the condition Running, once it is False."""
 
 _NOT_BY_HAND = frozenset({CRASHED, DESTROYED, STOPPED_BY_NODE, RESTARTING, START_FAILED, NODE_FENCED})
@@ -61,6 +62,8 @@ def is_to_start(vm: VirtualMachine) -> bool:
     """Whether it does not run, and its policy wants it to (now, or after its back-off)."""
     if vm.status.phase.occupies_node or vm.metadata.deletion_timestamp is not None:
         return False
+    if vm.status.recovery is not None and vm.status.recovery.held:
+        return False  # what a lock says of it is a person's to judge
     running = find_condition(vm.status.conditions, "Running")
     match vm.spec.run_policy:
         case RunPolicy.ALWAYS_ON:

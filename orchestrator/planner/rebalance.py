@@ -120,7 +120,7 @@ def _told(table: Table, steps: list[Step]) -> tuple[Move, ...]:
         related = table.board.neighbours.related(piece.key) if piece.is_bound else frozenset()
         left = [earlier for earlier in from_node[step.target] if table.at[steps[earlier].number] != step.target]
         needed = {*of_piece[piece.key], *(earlier for key in related for earlier in of_piece.get(key, ()))}
-        if not table.has_room_beside(step.number, step.target, [steps[earlier].number for earlier in left]):
+        if left and not table.has_room_beside(step.number, step.target, [steps[earlier].number for earlier in left]):
             needed |= set(left)
         from_node[step.source].append(number)
         of_piece[piece.key].append(number)

@@ -14,6 +14,7 @@ from orchestrator.resources.scheduling import (
     LabelSelector,
     NodeLabels,
     NodeSelector,
+    Operator,
     PreferredNodes,
     Taint,
     TaintEffect,
@@ -21,6 +22,7 @@ from orchestrator.resources.scheduling import (
     TopologySpreadConstraint,
     VirtualMachineAffinity,
     VirtualMachineAffinityTerm,
+    meets,
     untolerated,
 )
 
@@ -35,21 +37,12 @@ class Need:
     """One condition on labels."""
 
     key: str
-    operator: str
+    operator: Operator
     values: tuple[str, ...] = ()
 
     def holds(self, labels: Mapping[str, str]) -> bool:
-        """Whether labels meet it, as Kubernetes' label selectors do: what is not there is not in any list."""
-        value = labels.get(self.key)
-        match self.operator:
-            case "In":
-                return value in self.values
-            case "NotIn":
-                return value not in self.values
-            case "Exists":
-                return value is not None
-            case _:
-                return value is None
+        """Whether labels meet it."""
+        return meets(labels, self.key, self.operator, self.values)
 
     def __str__(self) -> str:
         """As people write selectors: `app=web`, `app in (a, b)`, `!app`."""

@@ -72,6 +72,7 @@ def running_vm(
         node_name=node,
         counter=reading.counter,
         elsewhere="",
+        recovery=None,
         migration_state=state,
         needs=vm.status.needs and vm.status.needs.at_home(node),
         ip_address=vm.spec.ip_address or vm.status.ip_address,

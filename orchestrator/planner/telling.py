@@ -8,14 +8,14 @@ from orchestrator.planner.table import Table
 
 _NAMED_NODES = 10
 """In herds of up to so many nodes each is named with its reason; in larger ones they are counted."""
-_ASKED_NODES = 16
+_ASKED_NODES = 8
 
 
-def load_of(table: Table, node: int) -> str:
-    """Say what a node has reserved, as `93 % of its CPU and 40 % of its memory reserved`."""
+def load_of(table: Table, node: int, more_cpu: int = 0, more_memory_mib: int = 0) -> str:
+    """Say what a node has reserved, or would with more: `93 % of its CPU and 40 % of its memory reserved`."""
     board = table.board
-    cpu = percent(int(board.cpu_used_millicores[node]), int(board.cpu_millicores[node]))
-    memory = percent(int(board.memory_used_mib[node]), int(board.memory_mib[node]))
+    cpu = percent(int(board.cpu_used_millicores[node]) + more_cpu, int(board.cpu_millicores[node]))
+    memory = percent(int(board.memory_used_mib[node]) + more_memory_mib, int(board.memory_mib[node]))
     return f"{cpu} % of its CPU and {memory} % of its memory reserved"
 
 
@@ -26,11 +26,10 @@ def percent(used: int, whole: int) -> int:
 
 def reason_for(table: Table, number: int, target: int) -> str:
     """Say what a move for load does to both nodes."""
-    board, source = table.board, table.at[number]
-    before = load_of(table, source)
-    table.move(number, target)
-    after, there = load_of(table, source), load_of(table, target)
-    table.move(number, source)
+    board, source, demand = table.board, table.at[number], table.pieces[number].demand
+    cpu, memory_mib = demand.cpu_millicores, demand.memory_mib
+    before, after = load_of(table, source), load_of(table, source, -cpu, -memory_mib)
+    there = load_of(table, target, cpu, memory_mib)
     return f"node {board.names[source]} has {before}, and then {after}; node {board.names[target]} then has {there}"
 
 
@@ -83,14 +82,13 @@ def _counts(table: Table, number: int, *, below_limits: bool) -> Counter[str]:
     ]
     if below_limits:
         filters.append(("that would be over a threshold", table.targets(number, below_limits=True)))
+    count = len(board.names) - 1
     for reason, mask in filters:
-        counts[reason] = int((left & ~mask).sum())
         left &= mask
-    fitting = np.flatnonzero(left).tolist()
+        before, count = count, int(np.count_nonzero(left))
+        counts[reason] = before - count
     if piece.is_bound:
-        against = [node for node in fitting[:_ASKED_NODES] if table.objection(number, node)]
-        counts["against a rule"] = len(against)
-        counts[""] = len(fitting) - len(against)
-    else:
-        counts[""] = len(fitting)
+        asked = np.flatnonzero(left)[:_ASKED_NODES].tolist()
+        counts["against a rule"] = sum(bool(table.objection(number, node)) for node in asked)
+    counts[""] = count - counts["against a rule"]
     return counts

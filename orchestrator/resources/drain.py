@@ -5,7 +5,7 @@ the control plane. It is named after its node; a later drain of the same node ta
 """
 
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,10 @@ BRING_BACK_ANNOTATION = "vmherd.dev/bring-back"
 """Of a node: `true` or `false`, in place of the setting, whether an uncordon moves home what its last drain moved."""
 DRAIN_ANNOTATION = "vmherd.dev/drain"
 """Of an operation: the node for whose drain, or return, it was made."""
+
+
+LONGEST_S = 10 * 365 * 86_400
+"""No time limit is longer."""
 
 
 class Strategy(StrEnum):
@@ -104,6 +108,7 @@ class DrainSpec(Model):
         every: Whether all VMs that the selector matches are to leave; else only `vms`.
         vms: Keys of VMs that are to leave besides.
         timeout_s: It has failed if VMs are left after so long; 0: never.
+        partial: Whether it is begun though the rest of the herd has no place for some of them, which wait for room.
     """
 
     cause: DrainCause = DrainCause.PERSON
@@ -111,7 +116,8 @@ class DrainSpec(Model):
     selector: str = ""
     every: bool = True
     vms: tuple[str, ...] = ()
-    timeout_s: float = 0
+    timeout_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 0
+    partial: bool = False
 
 
 class DrainStatus(Model):

@@ -144,7 +144,9 @@ class NodeFencingStatus(Model):
         generation: Of the lease that ran out: a renewal ends the fencing.
         sequence: Likewise.
         boot_id: Likewise.
+        lost_at: When that was first noticed.
         evidence: What is known; never without it is anything of the node started elsewhere.
+        contradicted: What speaks against the evidence: then nothing that rests on it starts any more.
         kept: Of a node that was removed.
         listing_order: Id of the order to list its domains that the node has to answer before it is back: what it
             reported before the evidence may still be unread.
@@ -161,7 +163,9 @@ class NodeFencingStatus(Model):
     generation: str = ""
     sequence: int = 0
     boot_id: str = ""
+    lost_at: Timestamp | None = None
     evidence: Evidence | None = None
+    contradicted: str = ""
     kept: KeptNode | None = None
     powered_off: bool = False
     cut_epoch: int = 0

@@ -190,6 +190,7 @@ class Grant(Assignment):
         revoked: Why the control plane took it back; its operation goes on to another node.
         end: How the node said that its call ended (a `MigrationEnd`), empty before that.
         message: The hypervisor's words about it.
+        locked: Whether a start failed since somebody else holds the lock on its storage.
         timed_out: Whether its node ended it at a deadline. It is not tried again: it would only time out again.
     """
 
@@ -201,6 +202,7 @@ class Grant(Assignment):
     revoked: str = ""
     end: str = ""
     message: str = ""
+    locked: bool = False
     timed_out: bool = False
     settlement: Settlement | None = None
 

@@ -6,13 +6,16 @@ so a hook runs **at least once**, and may run twice: it has to bear that.
 """
 
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
+from orchestrator.resources.drain import LONGEST_S
 from orchestrator.resources.meta import Model, Resource, Timestamp
 from orchestrator.resources.names import Name
 
+Limit = Annotated[float, Field(ge=0, le=LONGEST_S)]
+"""Seconds."""
 LONGEST_OUTPUT = 2_000
 """So many characters of a hook's output are kept: the last ones."""
 
@@ -91,6 +94,9 @@ class NodeMaintenance(Model):
     message: str = ""
 
 
+_NOT_BEGUN: Final = NodeMaintenance()
+
+
 class MaintenanceSpec(Model):
     """What is asked.
 
@@ -108,9 +114,9 @@ class MaintenanceSpec(Model):
     nodes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=10_000)]
     hook: Annotated[str, Field(min_length=1, max_length=10_000)]
     parallel: Annotated[int, Field(ge=0)] = 1
-    drain_timeout_s: Annotated[float, Field(ge=0)] = 0
-    hook_timeout_s: Annotated[float, Field(ge=0)] = 0
-    ready_timeout_s: Annotated[float, Field(ge=0)] = 0
+    drain_timeout_s: Limit = 0
+    hook_timeout_s: Limit = 0
+    ready_timeout_s: Limit = 0
     reboots: bool = False
     bring_back: bool = False
     requested_by: str = ""
@@ -152,7 +158,7 @@ class Maintenance(Resource):
 
     def node(self, name: str) -> NodeMaintenance:
         """Say how far a node is."""
-        return self.status.nodes.get(name, NodeMaintenance())
+        return self.status.nodes.get(name, _NOT_BEGUN)
 
     @property
     def away(self) -> tuple[str, ...]:

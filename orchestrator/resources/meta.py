@@ -6,7 +6,7 @@ that it was made from.
 
 import re
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Annotated, Any, ClassVar, Final, Literal, NewType, Self, TypeVar
 from uuid import uuid4
 
@@ -41,6 +41,7 @@ _QUANTITY = re.compile(r"([0-9]{1,18})(Ki|Mi|Gi|Ti|k|M|G|T)?")
 _FACTORS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
+@lru_cache(maxsize=4096)
 def quantity_bytes(value: str) -> int:
     """Read a Kubernetes quantity of bytes (`192Mi`, `2Gi`, `1000000`)."""
     match = _QUANTITY.fullmatch(value)

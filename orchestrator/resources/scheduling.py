@@ -5,7 +5,7 @@ All of it is checked as strictly as Kubernetes checks it, so that a manifest tha
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Literal, Self, assert_never
 
@@ -18,6 +18,8 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 Namespace = Annotated[str, Field(pattern=f"^{DNS_LABEL.pattern}$")]
 Weight = Annotated[int, Field(ge=1, le=100)]
+Operator = Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
+"""Of conditions on nodes' labels; those on other labels take all but the last two."""
 
 
 class TaintEffect(StrEnum):
@@ -88,11 +90,31 @@ def untolerated(taints: Iterable[Taint], tolerations: Iterable[Toleration]) -> t
     return tuple(taint for taint in taints if not any(toleration.tolerates(taint) for toleration in accepted))
 
 
+def meets(labels: Mapping[str, str], key: str, operator: Operator, values: Sequence[str] = ()) -> bool:
+    """Whether labels meet one condition, as Kubernetes' selectors do: what is not there is not in any list."""
+    value = labels.get(key)
+    match operator:
+        case "In":
+            return value in values
+        case "NotIn":
+            return value not in values
+        case "Exists":
+            return value is not None
+        case "DoesNotExist":
+            return value is None
+        case "Gt" | "Lt":
+            if value is None or not _INTEGER.fullmatch(value):
+                return False
+            return int(value) > int(values[0]) if operator == "Gt" else int(value) < int(values[0])
+        case _:
+            assert_never(operator)
+
+
 class NodeSelectorRequirement(Model):
     """One condition on a node's labels, or on its name (`matchFields`)."""
 
     key: LabelKey
-    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
+    operator: Operator
     values: tuple[LabelValue, ...] = Field((), max_length=256)
 
     @model_validator(mode="after")
@@ -111,22 +133,7 @@ class NodeSelectorRequirement(Model):
 
     def holds(self, labels: Mapping[str, str]) -> bool:
         """Whether a node with these labels meets it."""
-        value = labels.get(self.key)
-        match self.operator:
-            case "In":
-                return value in self.values
-            case "NotIn":
-                return value not in self.values
-            case "Exists":
-                return value is not None
-            case "DoesNotExist":
-                return value is None
-            case "Gt" | "Lt":
-                if value is None or not _INTEGER.fullmatch(value):
-                    return False
-                return int(value) > int(self.values[0]) if self.operator == "Gt" else int(value) < int(self.values[0])
-            case _:
-                assert_never(self.operator)
+        return meets(labels, self.key, self.operator, self.values)
 
     def __str__(self) -> str:
         """As people write it: `zone In (a, b)`."""

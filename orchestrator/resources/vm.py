@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from orchestrator.resources.adoption import Adoption
+from orchestrator.resources.fencing import FenceLevel
 from orchestrator.resources.machine import Machine
 from orchestrator.resources.meta import GROUP_VERSION, Condition, Model, Resource, Timestamp
 from orchestrator.resources.needs import Arrival, MachineNeeds
@@ -24,6 +25,7 @@ __all__ = [
     "Memory",
     "MigrationEndpoint",
     "MigrationState",
+    "Recovery",
     "RunPolicy",
     "VirtualMachine",
     "VirtualMachineSpec",
@@ -55,6 +57,24 @@ class MigrationEndpoint(Model):
     """One side of a migration."""
 
     node: str
+
+
+class Recovery(Model):
+    """The evidence on which a VM starts that ran on a lost node; until it runs.
+
+    Attributes:
+        node: The lost one.
+        level: What gave the evidence.
+        epoch: Of the evidence.
+        locked_since: Since when its storage was found locked.
+        held: Why nothing but a person starts it any more: a reason in CamelCase; empty: it is started.
+    """
+
+    node: str
+    level: FenceLevel
+    epoch: int
+    locked_since: Timestamp | None = None
+    held: str = ""
 
 
 class MigrationState(Model):
@@ -104,6 +124,7 @@ class VirtualMachineStatus(Model):
         restart_awaiting_changes: What a restart would change.
         firmware: Version of the QEMU that it runs on; empty where that is not known.
         firmware_update: The version for which it was last asked to move to a newer one.
+        recovery: After evidence about its node, until it runs again: on which.
         adoption: Its adoption or release, while that is under way: nothing else is done to it then.
     """
 
@@ -121,6 +142,7 @@ class VirtualMachineStatus(Model):
     arrivals: dict[str, Arrival] = Field(default_factory=dict)
     firmware: str = ""
     firmware_update: str = ""
+    recovery: Recovery | None = None
     adoption: Adoption | None = None
     conditions: tuple[Condition, ...] = ()
     migration_state: MigrationState | None = None

@@ -1,5 +1,6 @@
 """The capacity watch: each node says whether the herd could lose it now."""
 
+from orchestrator.errors import NotFound
 from orchestrator.planner.capacity import (
     DOMAIN_READY,
     FAILOVER_READY,
@@ -39,7 +40,15 @@ def watch(ctx: Context, herd: Herd) -> int:
 
 
 def failures_of(herd: Herd, nodes: list[str]) -> dict[str, Failure]:
-    """Say what would come of the loss of each of some nodes; of none named: of each node, rack and zone."""
+    """Say what would come of the loss of each of some nodes; of none named: of each node, rack and zone.
+
+    Raises:
+        NotFound: No such node.
+    """
+    present = {node.name for node in herd.follower.all(Node)}
+    for name in nodes:
+        if name not in present:
+            raise NotFound(f"Node {name!r} not found")
     snapshot = herd.snapshot(whole=True)
     known = single_failures(snapshot)
     wanted = {name: known.get(name, (name,)) for name in nodes} or {**known, **domain_failures(snapshot)}

@@ -33,14 +33,14 @@ def plan(ctx: Context, nodes: Iterable[str], spec: DrainSpec, herd: Herd | None 
         herd.stop()
 
 
-def begin_checked(ctx: Context, nodes: Iterable[str], spec: DrainSpec, *, partial: bool = False) -> list[NodeDrain]:
+def begin_checked(ctx: Context, nodes: Iterable[str], spec: DrainSpec, herd: Herd | None = None) -> list[NodeDrain]:
     """Have nodes emptied, if the rest of the herd can take what runs there.
 
     Args:
         ctx: To work with.
         nodes: Their names.
-        spec: What is asked for each.
-        partial: Do what can be done, and wait for room for the others.
+        spec: What is asked for each; if it is `partial`, what can be done is done.
+        herd: As for `plan`.
 
     Raises:
         NotFound: No such node; nothing was begun.
@@ -48,10 +48,19 @@ def begin_checked(ctx: Context, nodes: Iterable[str], spec: DrainSpec, *, partia
         Invalid: The selector is none.
     """
     names = list(dict.fromkeys(nodes))
-    problem = plan(ctx, names, spec).problem()
-    if problem and not partial:
-        raise Refused(f"{', '.join(names)} can't be emptied: {problem}. --partial moves the others all the same")
+    check(names, plan(ctx, names, spec, herd), spec)
     return [drains.begin(ctx, name, spec) for name in names]
+
+
+def check(nodes: Iterable[str], planned: DrainPlan, spec: DrainSpec) -> None:
+    """Check that a plan can be carried out.
+
+    Raises:
+        Refused: Some VMs have no place, and that is not taken.
+    """
+    problem = planned.problem()
+    if problem and not spec.partial:
+        raise Refused(f"{', '.join(nodes)} can't be emptied: {problem}. --partial moves the others all the same")
 
 
 def _plan(herd: Herd, nodes: list[str], spec: DrainSpec) -> DrainPlan:

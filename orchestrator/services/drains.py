@@ -119,7 +119,8 @@ def _begun(node: str, old: NodeDrain | None, spec: DrainSpec, now: datetime) -> 
         return NodeDrain(metadata=meta, spec=spec, status=status)
     if old.status.phase is not DrainPhase.DRAINING:
         kept = {key: vm for key, vm in old.vms.items() if vm.state is VmState.MOVING}
-        return old.with_(spec=spec, status=status.with_(vms=kept))
+        meta = old.metadata.with_(deletion_timestamp=None)
+        return old.with_(metadata=meta, spec=spec, status=status.with_(vms=kept))
     wider = old.spec if _covers(old.spec, spec) else spec
     is_all = wider.every and not wider.selector
     vms = () if is_all else tuple(dict.fromkeys((*old.spec.vms, *spec.vms)))
@@ -216,6 +217,30 @@ def uncordon(ctx: Context, node: str, *, bring_back: bool | None = None) -> bool
     return changed
 
 
+def remove(ctx: Context, node: str, why: str) -> NodeDrain:
+    """End a drain as `cancel` does, and forget it, and with it the way home, once what it had begun has ended.
+
+    Returns:
+        The drain; as it was at its end, when it is forgotten already.
+
+    Raises:
+        NotFound: The node was never drained.
+    """
+    if ctx.store.get(NodeDrain, node).is_open:
+        cancel(ctx, node, why)
+
+    def decide() -> NodeDrain:
+        old = ctx.store.get(NodeDrain, node)
+        if old.is_open or old.metadata.deletion_timestamp is not None:
+            return old  # asked for anew since, or forgotten soon
+        new = old.with_(metadata=old.metadata.with_(deletion_timestamp=ctx.now()))
+        return cast("NodeDrain", ctx.store.must_commit(ctx.store.batch().put(old, new))[0])
+
+    drain = deciding(decide)
+    step(ctx, node)
+    return ctx.store.find(NodeDrain, node) or drain
+
+
 # --- what follows -----------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +257,9 @@ def step(ctx: Context, node: str) -> None:
         source = _Stored(ctx.store)
         drain = source.find(NodeDrain, node)
         if drain is None or not _is_to_be_looked_at(drain):
+            return False
+        if _is_to_be_forgotten(drain):
+            ctx.store.must_commit(ctx.store.batch().delete(drain))
             return False
         now = ctx.store.now()
         scene = _scene(source, drain, now)
@@ -277,7 +305,7 @@ def keep_drains(ctx: Context, herd: Herd) -> None:
         for drain in drains:
             scene = _scene(source, drain, now)
             decided = next_step(scene)
-            if decided.drop or _is_news(scene, decided):
+            if decided.drop or _is_news(scene, decided) or _is_to_be_forgotten(drain):
                 behind.append(drain.name)
     for node in sorted(behind):
         try:
@@ -299,7 +327,13 @@ def press(ctx: Context, key: str) -> None:
 
 
 def _is_to_be_looked_at(drain: NodeDrain) -> bool:
-    return drain.is_open or drain.is_winding_down or drain.status.phase is DrainPhase.DRAINED
+    is_kept = drain.is_open or drain.is_winding_down or drain.status.phase is DrainPhase.DRAINED
+    return is_kept or _is_to_be_forgotten(drain)
+
+
+def _is_to_be_forgotten(drain: NodeDrain) -> bool:
+    """Whether a drain was deleted, and nothing of it is under way any more."""
+    return drain.metadata.deletion_timestamp is not None and not (drain.is_open or drain.is_winding_down)
 
 
 def _is_news(scene: Scene, decided: DrainStep) -> bool:

@@ -15,6 +15,7 @@ Every step looks for the evidence itself: without it nothing of a node is touche
 from orchestrator.errors import Conflict
 from orchestrator.logs import logger
 from orchestrator.planner.flow import Note
+from orchestrator.planner.locks import recovered
 from orchestrator.planner.packing import place_all
 from orchestrator.planner.policy import NODE_FENCED, is_to_start
 from orchestrator.planner.standing import stopped_vm
@@ -32,6 +33,7 @@ from orchestrator.resources import (
 from orchestrator.resources.fencing import FencePhase, KeptNode
 from orchestrator.services import settling
 from orchestrator.services.context import Context, add_notes, deciding, load_pair, send_grant, send_orders, wake_grant
+from orchestrator.services.contradiction import hold_back, hold_back_all
 from orchestrator.services.herd import Herd
 from orchestrator.services.policies import keep, policy_operation
 from orchestrator.services.reports import after_end
@@ -68,6 +70,7 @@ def recover_node(ctx: Context, herd: Herd, name: str) -> bool:
         if grant is not None and name in {grant.node, grant.target}:
             _settle(ctx, operation.key, name)
     herd.follower.sync()
+    hold_back_all(ctx, herd, fencing)
     is_done = _restart(ctx, herd, fencing)
     if is_done and fencing.status.phase is FencePhase.FENCED:
         _finish(ctx, name)
@@ -165,7 +168,10 @@ def _restart(ctx: Context, herd: Herd, fencing: NodeFencing) -> bool:
     free = [vm for vm in here if vm.key not in held and vm.status.adoption is None]
     at = ctx.now()
     why = f"node {name} was fenced: {evidence.text}"
-    stopped = {vm.key: stopped_vm(vm, NODE_FENCED, why, vm.status.counter, at) for vm in free}
+    stopped = {
+        vm.key: hold_back(recovered(stopped_vm(vm, NODE_FENCED, why, vm.status.counter, at), fencing), fencing, ctx)
+        for vm in free
+    }
     starting = [vm for vm in free if is_to_start(stopped[vm.key]) and vm.key not in active]
     placement = place_all(herd.snapshot(), starting, excluded=frozenset({name}), starting=True)
     starts = {vm.key for vm in starting}

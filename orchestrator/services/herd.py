@@ -68,6 +68,18 @@ class Herd:
         self._unsettled: set[Key] = set()
         self.follower = follower or Follower(store, KINDS, self._note)
 
+    @classmethod
+    def of(cls, follower: Follower) -> "Herd":
+        """Give the herd of a copy that somebody else follows, to be looked at once; it is not started.
+
+        Args:
+            follower: Started, and with all of `KINDS`.
+        """
+        herd = cls(follower.store)
+        herd.follower = follower
+        herd._note(None)
+        return herd
+
     def start(self) -> "Herd":
         """Load and follow."""
         self.follower.start()

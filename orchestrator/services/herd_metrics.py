@@ -14,10 +14,13 @@ from typing import Any, Final, cast
 from orchestrator.errors import StoreUnavailable
 from orchestrator.logs import logger
 from orchestrator.metrics import Family
+from orchestrator.planner.drain import eta_s
 from orchestrator.queues import CONTROL, FENCING, LIVENESS, lifecycle_queue, migrate_queue
 from orchestrator.resources import (
     GrantState,
     Node,
+    NodeDrain,
+    NodeFencing,
     OperationPhase,
     Reason,
     Resource,
@@ -26,6 +29,7 @@ from orchestrator.resources import (
     VirtualMachineOperation,
     find_condition,
 )
+from orchestrator.resources.meta import Key, make_key, split_key
 from orchestrator.services import measures
 from orchestrator.services.context import Clock
 from orchestrator.services.herd import Herd, node_capacity
@@ -60,6 +64,11 @@ PENDING = Family(
 PENDING_AGE = Family(
     "vmherd_operations_pending_oldest_seconds", "Age of the one that has waited longest; 0 if none does"
 )
+DRAIN_ETA = Family(
+    "vmherd_node_drain_eta_seconds",
+    "Until its drain ends, by the rate measured in it; absent while that can't be said",
+    ("node",),
+)
 GRANTS = Family("vmherd_grants", "Open grants by what became of them", ("state",))
 SETTLING_AGE = Family(
     "vmherd_grants_settling_oldest_seconds", "Since the grant that is longest among those being settled; 0 if none is"
@@ -67,7 +76,7 @@ SETTLING_AGE = Family(
 
 OWN_FAMILIES: Final = tuple(value for value in dict(globals()).values() if isinstance(value, Family))
 FAMILIES: Final = (*OWN_FAMILIES, *measures.FAMILIES)
-_KINDS: Final = (Node, VirtualMachine, VirtualMachineClass, VirtualMachineOperation)
+_KINDS: Final = (Node, NodeDrain, NodeFencing, VirtualMachine, VirtualMachineClass, VirtualMachineOperation)
 _REASONS: Final = frozenset(reason.value for reason in Reason)
 
 
@@ -123,7 +132,7 @@ class HerdMetrics:
         lines: dict[str, list[str]] = defaultdict(list)
         for family, line in (*self._of_documents(copy), *_of_nodes(herd, copy), *self._of_redis(copy, asked)):
             lines[family.name].append(line)
-        for family, line in _of_operations(copy, asked.now_s):
+        for family, line in (*_of_operations(copy, asked.now_s), *_of_drains(copy)):
             lines[family.name].append(line)
         return "".join(family.block(lines[family.name]) for family in FAMILIES)
 
@@ -257,3 +266,14 @@ def _of_operations(copy: _Copy, now_s: float) -> Iterable[Sample]:
         yield GRANTS, GRANTS.line(count, state)
     yield PENDING_AGE, PENDING_AGE.line(round(now_s - waiting_since, 3))
     yield SETTLING_AGE, SETTLING_AGE.line(round(now_s - settling_since, 3))
+
+
+def _of_drains(copy: _Copy) -> Iterable[Sample]:
+    open_ones = [drain for drain in cast("list[NodeDrain]", copy.of(NodeDrain)) if drain.is_open]
+    if open_ones:
+        operations = {operation.key: operation for operation in copy.of(VirtualMachineOperation)}
+        for drain in open_ones:
+            places = [make_key(vm.operation, split_key(Key(key))[0]) for key, vm in drain.vms.items() if vm.operation]
+            left = eta_s(drain, {operations[one].name: operations[one] for one in places if one in operations})
+            if left is not None:
+                yield DRAIN_ETA, DRAIN_ETA.line(round(left, 1), drain.name)

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import cast
 
-from orchestrator.errors import Conflict, NotFound, Refused
+from orchestrator.errors import AlreadyExists, Conflict, Invalid, NotFound, Refused
 from orchestrator.logs import logger
 from orchestrator.planner.drain import plan_drain
 from orchestrator.planner.draining import is_on
 from orchestrator.planner.flow import Note
-from orchestrator.planner.maintaining import MaintenanceStep, claimed, hook_ended, next_maintenance, resumed
+from orchestrator.planner.maintaining import MaintenanceStep, claimed, hook_ended, in_sight, next_maintenance, resumed
 from orchestrator.planner.snapshot import Snapshot
 from orchestrator.resources import Maintenance, Node, NodeDrain, ObjectMeta, VirtualMachine, new_metadata
 from orchestrator.resources.drain import DrainCause, DrainPhase, DrainSpec
@@ -25,6 +25,7 @@ from orchestrator.resources.maintenance import (
     NodeStage,
 )
 from orchestrator.services import drains
+from orchestrator.services.classes import check_version
 from orchestrator.services.context import Context, add_notes, deciding
 from orchestrator.services.herd import Herd
 
@@ -40,30 +41,59 @@ LEASE = timedelta(seconds=60)
 
 
 def begin(ctx: Context, name: str, spec: MaintenanceSpec) -> Maintenance:
-    """Begin a maintenance, or give the one of that name, which goes on.
-
-    Raises:
-        NotFound: A node is not in the herd.
-        Refused: One of that name is about something else, or a node is in another one that is open.
-        Invalid: The name can't be one.
-    """
+    """Begin a maintenance, or give the one of that name, which goes on. Raises as `create` and `check_same`."""
 
     def decide() -> Maintenance:
         found = ctx.store.find(Maintenance, name)
         if found is not None:
-            if (found.spec.nodes, found.spec.hook) != (spec.nodes, spec.hook):
-                raise Refused(f"Maintenance {name!r} is there already, and about other nodes or another hook")
-            return found
+            return check_same(found, spec)
+        try:
+            return create(ctx, ObjectMeta(name=name), spec)
+        except AlreadyExists as error:
+            raise Conflict(str(error)) from error
+
+    return deciding(decide)
+
+
+def check_same(found: Maintenance, spec: MaintenanceSpec) -> Maintenance:
+    """Give a maintenance that is there, if it is the one that is meant.
+
+    Raises:
+        Refused: It is about something else.
+    """
+    if (found.spec.nodes, found.spec.hook) != (tuple(dict.fromkeys(spec.nodes)), spec.hook):
+        raise Refused(f"Maintenance {found.name!r} is there already, and about other nodes or another hook")
+    return found
+
+
+def create(ctx: Context, meta: ObjectMeta, spec: MaintenanceSpec) -> Maintenance:
+    """Begin a maintenance.
+
+    Args:
+        ctx: To work with.
+        meta: Its name, labels and annotations.
+        spec: What is asked.
+
+    Raises:
+        AlreadyExists: There is one of that name.
+        NotFound: A node is not in the herd.
+        Refused: A node is in another one that is open.
+        Invalid: The name can't be one.
+    """
+
+    def decide() -> Maintenance:
+        now = ctx.store.now()
+        own = new_metadata(meta, namespaced=False, now=now)
+        if ctx.store.find(Maintenance, own.name) is not None:
+            raise AlreadyExists(f"Maintenance {own.name!r} already exists")
         known = ctx.store.many(Node, spec.nodes)
         if missing := [node for node in spec.nodes if node not in known]:
             raise NotFound(f"Node {', '.join(map(repr, missing))} not found")
         for other in ctx.store.all(Maintenance):
             if other.is_open and (both := set(other.spec.nodes) & set(spec.nodes)):
                 raise Refused(f"node {min(both)!r} is in Maintenance {other.name!r}, which is {other.status.phase}")
-        now = ctx.store.now()
-        meta = new_metadata(ObjectMeta(name=name), namespaced=False, now=now)
         status = MaintenanceStatus(started_at=now, message="begins")
-        new = Maintenance(metadata=meta, spec=spec.with_(nodes=tuple(dict.fromkeys(spec.nodes))), status=status)
+        new = Maintenance(metadata=own, spec=spec.with_(nodes=tuple(dict.fromkeys(spec.nodes))), status=status)
         batch = ctx.store.batch().create(new)
         add_notes(batch, (new,), (Note("MaintenanceStarted", f"asked for by {spec.requested_by}"),), ctx.now())
         return cast("Maintenance", ctx.store.must_commit(batch)[0])
@@ -104,6 +134,69 @@ def resume(ctx: Context, name: str) -> Maintenance:
         batch = ctx.store.batch().put(old, new)
         add_notes(batch, (new,), (Note("MaintenanceResumed", ""),), ctx.now())
         return cast("Maintenance", ctx.store.must_commit(batch)[0])
+
+    return deciding(decide)
+
+
+def update(ctx: Context, wanted: Maintenance, *, paused: bool, who: str) -> Maintenance:
+    """Replace what may be changed of a maintenance: its labels and annotations, and whether it is paused.
+
+    Args:
+        ctx: To work with.
+        wanted: Its status counts for nothing.
+        paused: Whether it is to be.
+        who: For people.
+
+    Raises:
+        NotFound: No such maintenance.
+        Invalid: Another field of its spec differs.
+        ChangedMeanwhile: `metadata.resourceVersion` is given, and another one is stored.
+        Refused: It has ended, or is about to.
+    """
+
+    def decide() -> Maintenance:
+        old = ctx.store.get(Maintenance, wanted.name)
+        check_version(old, wanted)
+        before = old.spec.model_dump(by_alias=True)
+        after = wanted.spec.with_(requested_by=old.spec.requested_by).model_dump(by_alias=True)
+        causes = tuple((f"spec.{name}", "can't be changed") for name in before if before[name] != after[name])
+        if causes:
+            raise Invalid("; ".join(f"{path}: {why}" for path, why in causes), causes)
+        phase = old.status.phase
+        if paused and phase not in {MaintenancePhase.RUNNING, MaintenancePhase.PAUSED}:
+            raise Refused(f"Maintenance {old.name!r} is {phase}: it can't be paused")
+        meta = old.metadata.with_(labels=wanted.metadata.labels, annotations=wanted.metadata.annotations)
+        if meta == old.metadata:
+            return old
+        return cast("Maintenance", ctx.store.must_commit(ctx.store.batch().put(old, old.with_(metadata=meta)))[0])
+
+    found = deciding(decide)
+    if paused:
+        return pause(ctx, found.name, f"paused by {who}")
+    return resume(ctx, found.name) if found.status.phase is MaintenancePhase.PAUSED else found
+
+
+def remove(ctx: Context, name: str, why: str) -> Maintenance:
+    """End a maintenance as `stop` does, and forget it once it has ended.
+
+    Returns:
+        The maintenance; as it was at its end, when it is forgotten already.
+
+    Raises:
+        NotFound: No such maintenance.
+    """
+    stop(ctx, name, why)
+
+    def decide() -> Maintenance:
+        old = ctx.store.get(Maintenance, name)
+        batch = ctx.store.batch()
+        if not old.is_open:
+            ctx.store.must_commit(batch.delete(old))
+            return old
+        if old.metadata.deletion_timestamp is not None:
+            return old
+        new = old.with_(metadata=old.metadata.with_(deletion_timestamp=ctx.now()))
+        return cast("Maintenance", ctx.store.must_commit(batch.put(old, new))[0])
 
     return deciding(decide)
 
@@ -186,7 +279,8 @@ def end_hook(ctx: Context, name: str, node: str, holder: str, exit_code: int, ou
 
 def keep_maintenances(ctx: Context, herd: Herd) -> None:
     """Take each open maintenance as far as it goes now."""
-    open_ones = sorted(m.name for m in herd.follower.all(Maintenance) if m.is_open)
+    every = herd.follower.all(Maintenance)
+    open_ones = sorted(m.name for m in every if m.is_open or m.metadata.deletion_timestamp is not None)
     for name in open_ones:
         try:
             for _ in range(_STEPS_AT_ONCE):
@@ -199,11 +293,16 @@ def keep_maintenances(ctx: Context, herd: Herd) -> None:
 def _step(ctx: Context, herd: Herd, name: str) -> bool:
     """Take one step; tells whether something was done that another step may follow from at once."""
     old = ctx.store.find(Maintenance, name)
-    if old is None or not old.is_open:
+    if old is None:
+        return False
+    if not old.is_open:
+        if old.metadata.deletion_timestamp is not None:
+            ctx.store.must_commit(ctx.store.batch().delete(old))
         return False
     now = ctx.store.now()
-    nodes = {str(key): node for key, node in ctx.store.many(Node, old.spec.nodes).items()}
-    known = {str(key): drain for key, drain in ctx.store.many(NodeDrain, old.spec.nodes).items()}
+    names = in_sight(old)
+    nodes = {str(key): node for key, node in ctx.store.many(Node, names).items()}
+    known = {str(key): drain for key, drain in ctx.store.many(NodeDrain, names).items()}
     step = next_maintenance(old, nodes, known, _Room(herd, old).admit, now)
     if step.maintenance != old:
         _commit(ctx, old, step, nodes)

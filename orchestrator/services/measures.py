@@ -5,6 +5,7 @@ as 1: `sum by (phase)` and `{phase="Running"} == 1` say what they say on the pla
 What vmherd does not know (firmware, guest agents) is left out.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Final
@@ -13,12 +14,15 @@ from orchestrator.metrics import Family
 from orchestrator.planner.capacity import DOMAIN_READY, FAILOVER_READY
 from orchestrator.resources import (
     Node,
+    NodeDrain,
+    NodeFencing,
     Resource,
     VirtualMachine,
     VirtualMachineClass,
     VirtualMachineOperation,
     find_condition,
 )
+from orchestrator.resources.fencing import FencePhase
 
 _VM: Final = "d8_virtualization_virtualmachine_"
 _OPERATION: Final = "d8_virtualization_virtualmachineoperation_"
@@ -72,6 +76,29 @@ NODE_DOMAIN = Family(
     "vmherd_failure_domain_ready", "The same of all nodes of its racks and zones, if they are lost together", ("node",)
 )
 
+FENCING_PHASE = Family(
+    "vmherd_node_fencing_phase", "1 for the phase of its fencing; absent of one that was never lost", ("node", "phase")
+)
+FENCING_LOST = Family(
+    "vmherd_node_lost_timestamp_seconds",
+    "When it was first noticed that its lease had run out; absent unless it is lost",
+    ("node",),
+)
+FENCING_EVIDENCE = Family(
+    "vmherd_node_evidence_timestamp_seconds",
+    "Since when it is proven that it runs nothing any more; absent without evidence",
+    ("node", "level"),
+)
+FENCING_RECOVERY = Family(
+    "vmherd_node_recovery_seconds",
+    "From then until all of its VMs that are to be restarted had been told to start elsewhere; until it is back",
+    ("node",),
+)
+DRAIN_PHASE = Family("vmherd_node_drain_phase", "1 for the phase of its last drain", ("node", "phase"))
+DRAIN_VMS = Family(
+    "vmherd_node_drain_virtualmachines", "VMs of its last drain by what became of them", ("node", "state")
+)
+
 FAMILIES: Final = tuple(value for value in dict(globals()).values() if isinstance(value, Family))
 Sample = tuple[Family, str]
 
@@ -87,6 +114,10 @@ def samples(resource: Resource) -> tuple[Sample, ...]:
             return tuple(_of_class(resource))
         case Node():
             return tuple(_of_node(resource))
+        case NodeFencing():
+            return tuple(_of_fencing(resource))
+        case NodeDrain():
+            return tuple(_of_drain(resource))
         case _:
             return ()
 
@@ -147,3 +178,20 @@ def _of_node(node: Node) -> Iterator[Sample]:
         condition = find_condition(node.status.conditions, kind)
         if condition is not None and condition.status != "Unknown":
             yield family, family.line(condition.status == "True", node.name)
+
+
+def _of_fencing(fencing: NodeFencing) -> Iterator[Sample]:
+    node, status = fencing.name, fencing.status
+    yield FENCING_PHASE, FENCING_PHASE.line(1, node, status.phase.value)
+    if status.lost_at is not None:
+        yield FENCING_LOST, FENCING_LOST.line(status.lost_at.timestamp(), node)
+    if status.evidence is not None:
+        yield FENCING_EVIDENCE, FENCING_EVIDENCE.line(status.evidence.at.timestamp(), node, status.evidence.level.value)
+    if status.phase is FencePhase.RECOVERED and status.since is not None and status.lost_at is not None:
+        yield FENCING_RECOVERY, FENCING_RECOVERY.line((status.since - status.lost_at).total_seconds(), node)
+
+
+def _of_drain(drain: NodeDrain) -> Iterator[Sample]:
+    yield DRAIN_PHASE, DRAIN_PHASE.line(1, drain.name, drain.status.phase.value)
+    for state, count in sorted(Counter(vm.state.value for vm in drain.vms.values()).items()):
+        yield DRAIN_VMS, DRAIN_VMS.line(count, drain.name, state)

@@ -6,14 +6,14 @@ from typing import cast
 from orchestrator.errors import Invalid, Refused
 from orchestrator.lease import read_lease
 from orchestrator.planner.flow import Note
-from orchestrator.resources import Condition, Node, ObjectMeta, new_metadata, parse
+from orchestrator.resources import Condition, Node, NodeFencing, NodeInventory, ObjectMeta, new_metadata, parse
 from orchestrator.resources.node import HYPERVISOR_LABEL, NodeSpec
 from orchestrator.resources.scheduling import NodeLabels, Taint
 from orchestrator.services import drains
 from orchestrator.services.classes import check_version
 from orchestrator.services.context import Context, add_notes, deciding, wake_grant
 from orchestrator.services.inventory import put_node
-from orchestrator.store import keys
+from orchestrator.store import access, keys
 from orchestrator.store.connection import redis_errors
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
@@ -105,6 +105,44 @@ def remove_witness(ctx: Context, name: str) -> None:
             ctx.store.must_commit(ctx.store.batch().delete(old))
 
     deciding(decide)
+
+
+def remove_node(ctx: Context, name: str) -> Node:
+    """Take a host out of the herd: its Redis user, and what is on record of it. What its `NodeFencing` says stays.
+
+    Returns:
+        The node as it was.
+
+    Raises:
+        NotFound: No such node.
+        Refused: It is Ready, its watchdog is armed, or something is on record there.
+    """
+
+    def decide() -> Node:
+        old, fencing = ctx.store.get(Node, name), ctx.store.find(NodeFencing, name)
+        if old.is_ready and not old.spec.witness:
+            raise Refused(f"node {name!r} is Ready: drain it, and stop its agent and its heartbeat first")
+        if is_armed(ctx, name):
+            why = "its watchdog is armed, and would reset it: stop its heartbeat first"
+            raise Refused(f"node {name!r}: {why} (systemctl stop vmherd-heartbeat)")
+        if fencing is not None and fencing.status.phase.is_open:
+            raise Refused(f"node {name!r} is being fenced: {fencing.status.message}")
+        with redis_errors(ctx.store.redis):
+            claims = cast("list[str]", ctx.store.redis.hkeys(keys.claims(name)))
+        if held := sorted(claim for claim in claims if not claim.startswith("domain/")):
+            raise Refused(f"node {name!r} has {', '.join(held)} on record: drain it, or have it fenced, first")
+        batch = ctx.store.batch().delete(old)
+        inventory = ctx.store.find(NodeInventory, name)
+        if inventory is not None:
+            batch.delete(inventory)
+        batch.tell("node removed", node=name)
+        ctx.store.must_commit(batch)
+        return old
+
+    removed = deciding(decide)
+    if not ctx.store.is_dry:
+        access.expel(ctx.store.redis, name)
+    return removed
 
 
 def set_labels(ctx: Context, name: str, changes: Mapping[str, str | None]) -> bool:

@@ -41,6 +41,7 @@ from orchestrator.resources.rebalancing import (
     RebalanceSpec,
 )
 from orchestrator.resources.vmop import PRIORITY_ANNOTATION, MigrateTo, OperationSpec
+from orchestrator.services.classes import check_version
 from orchestrator.services.context import Context, add_notes, deciding
 from orchestrator.services.herd import Herd
 from orchestrator.services.operations import create_operation
@@ -81,22 +82,66 @@ def change_policy(ctx: Context, changes: Mapping[str, Any]) -> RebalancePolicy:
 
     def decide() -> RebalancePolicy:
         old = load_policy(ctx)
-        wanted = old.spec.model_dump(mode="json", by_alias=True)
-        for path, value in changes.items():
-            *parents, field = path.split(".")
-            place = wanted
-            for parent in parents:
-                place = place.setdefault(parent, {})
-                if not isinstance(place, dict):
-                    raise Invalid(f"spec.{path}: unknown field", ((f"spec.{path}", "unknown field"),))
-            place[field] = value
-        new = old.with_(spec=parse(RebalanceSpec, wanted))
+        new = old.with_(spec=changed_spec(old.spec, changes))
         return old if new == old else _put(ctx, old, new)
 
     changed = deciding(decide)
-    with redis_errors(ctx.store.redis):
-        ctx.store.redis.delete(keys.REBALANCE_SCAN)  # what was changed counts at the next tick
+    _look_soon(ctx)
     return changed
+
+
+def changed_spec(spec: RebalanceSpec, changes: Mapping[str, Any]) -> RebalanceSpec:
+    """Give a spec with fields changed; `changes` and errors are `change_policy`'s."""
+    wanted = spec.model_dump(mode="json", by_alias=True)
+    for path, value in changes.items():
+        *parents, field = path.split(".")
+        place = wanted
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise Invalid(f"spec.{path}: unknown field", ((f"spec.{path}", "unknown field"),))
+        place[field] = value
+    return parse(RebalanceSpec, wanted)
+
+
+def _look_soon(ctx: Context) -> None:
+    """Let what was changed count at the next tick."""
+    if not ctx.store.is_dry:
+        with redis_errors(ctx.store.redis):
+            ctx.store.redis.delete(keys.REBALANCE_SCAN)
+
+
+def replace_policy(ctx: Context, wanted: RebalancePolicy) -> RebalancePolicy:
+    """Replace the policy's spec, labels and annotations; it is made where none was stored.
+
+    Raises:
+        Invalid: It is named otherwise than the one that there is.
+        ChangedMeanwhile: `metadata.resourceVersion` is given, and another one is stored.
+    """
+    if wanted.name != POLICY_NAME:
+        why = f"there is one policy, named {POLICY_NAME!r}"
+        raise Invalid(f"metadata.name: {why}", (("metadata.name", why),))
+
+    def decide() -> RebalancePolicy:
+        old = load_policy(ctx)
+        check_version(old, wanted)
+        meta = old.metadata.with_(labels=wanted.metadata.labels, annotations=wanted.metadata.annotations)
+        new = old.with_(metadata=meta, spec=wanted.spec)
+        return old if new == old and old.version else _put(ctx, old, new)
+
+    changed = deciding(decide)
+    _look_soon(ctx)
+    return changed
+
+
+def keep_policy(ctx: Context) -> RebalancePolicy:
+    """Give the policy as it is stored; the default one is stored where there is none, so that people see it."""
+
+    def decide() -> RebalancePolicy:
+        found = load_policy(ctx)
+        return found if found.version else _put(ctx, found, found)
+
+    return deciding(decide)
 
 
 def scan(ctx: Context, herd: Herd) -> int:
@@ -105,7 +150,7 @@ def scan(ctx: Context, herd: Herd) -> int:
     Returns:
         How many operations were made.
     """
-    policy = load_policy(ctx)
+    policy = keep_policy(ctx)
     if not policy.spec.enabled or not _is_due(ctx, policy):
         return 0
     if why := obstacle(ctx, herd):
@@ -127,6 +172,12 @@ def obstacle(ctx: Context, herd: Herd) -> str:
     lost = {node.name for node in herd.follower.all(Node) if _is_lost(node, at)}
     lost |= {fencing.name for fencing in herd.follower.all(NodeFencing) if fencing.status.phase in _FENCING}
     return f"node {', '.join(sorted(lost))} is lost, and its VMs come first" if lost else ""
+
+
+def look(ctx: Context, herd: Herd) -> tuple[str, Plan]:
+    """Say what would be moved now, and why nothing may be (empty: nothing is against it; else the plan is empty)."""
+    why = obstacle(ctx, herd)
+    return why, Plan() if why else make_plan(herd, load_policy(ctx))
 
 
 def make_plan(herd: Herd, policy: RebalancePolicy) -> Plan:

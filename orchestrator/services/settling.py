@@ -16,9 +16,11 @@ from orchestrator.planner.flow import (
     completed,
     critical,
     gone,
+    is_ending,
     is_said,
     say,
 )
+from orchestrator.planner.locks import refused_by_lock
 from orchestrator.planner.observation import observe
 from orchestrator.planner.rounds import adopted, next_round, settling
 from orchestrator.planner.settlement import ALIVE, Settled, Verdict, settle_migration, settle_start, settle_stop
@@ -36,7 +38,7 @@ from orchestrator.resources import (
     VirtualMachineOperation,
 )
 from orchestrator.resources.machine import record_machine
-from orchestrator.services import preflight
+from orchestrator.services import contradiction, preflight
 from orchestrator.services.context import Context, put_timers, put_transition
 from orchestrator.store import Batch
 
@@ -110,6 +112,8 @@ def answered(
         version = inventories[Key(name)].version if name in inventories else 0
         batch.check("unchanged", NodeInventory.kind_name, name, version)
     settled, transition = _decide(ctx, operation, vm, inventories, readings, at)
+    transition = contradiction.on_evidence(ctx, transition, grant.node, grant.target)
+    contradiction.contradict(ctx, batch, transition)
     batch.tell(
         "settled" if transition.ended else "settling",
         operation=operation.key,
@@ -198,6 +202,9 @@ def _decide(
             done = preflight.with_copies_told(_with_firmware(ctx, done, grant.target), grant, arrived=True)
             return settled, _with_later_reports(done, inventories, grant.target, target, at)
         case Verdict.BACK:
+            recovery = vm.status.recovery if vm is not None else None
+            if vm is not None and recovery is not None and grant.locked and not is_ending(operation):
+                return settled, refused_by_lock(operation, vm, recovery, words, at)
             back = came_back(operation, vm, source, words, at, retry_limit=ctx.config.retry_limit)
             back = preflight.with_copies_told(back, grant, arrived=False)
             return settled, _with_later_reports(back, inventories, grant.node, source, at)

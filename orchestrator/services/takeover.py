@@ -82,6 +82,7 @@ def commit_evidence(
         reason=level.value,
         message=text,
         evidence=evidence,
+        contradicted="",
         # What a person says is off is for that person to switch on.
         powered_off=fencing.status.powered_off and level is not FenceLevel.PERSON,
         generation=generation,

@@ -18,7 +18,7 @@ from itertools import count
 
 from orchestrator.planner.drain import Job, by_remaining_work, lower_bound_s
 from orchestrator.planner.draining import Scene, next_step
-from orchestrator.planner.maintaining import STEADY, claimed, hook_ended, next_maintenance
+from orchestrator.planner.maintaining import STEADY, claimed, hook_ended, in_sight, next_maintenance
 from orchestrator.planner.migration import Go, plan_grants
 from orchestrator.planner.rules import Resident, resident
 from orchestrator.planner.snapshot import Limits, NodeState, Snapshot
@@ -264,7 +264,7 @@ class _Rolling:
         """Look at the maintenance, as reconcile does, and see to its hooks."""
         now = NOW + timedelta(seconds=self.model.now)
         while True:
-            nodes = {name: self._node(name) for name in self.maintenance.spec.nodes}
+            nodes = {name: self._node(name) for name in in_sight(self.maintenance)}
             decided = next_maintenance(self.maintenance, nodes, self.model.drains, lambda *_: "", now)
             self.maintenance = decided.maintenance
             for name in decided.drain:

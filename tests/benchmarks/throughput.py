@@ -130,6 +130,7 @@ class Evicts:
         self._vms = [vm.name for vm in store.all(VirtualMachine)]
         self._ready: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[VirtualMachineOperation] = queue.SimpleQueue()
+        self._noted: set[str] = set()
 
     def run(self, bench: Bench, count: int, what: str) -> float:
         """Have so many end; gives the seconds from the first one's creation to the last one's end."""
@@ -162,7 +163,10 @@ class Evicts:
 
     def _note(self, change: Change | None) -> None:
         operation = change.resource if change is not None and change.type is not ChangeType.DELETED else None
-        if isinstance(operation, VirtualMachineOperation) and not operation.is_open:
+        if not isinstance(operation, VirtualMachineOperation) or operation.is_open:
+            return
+        if operation.metadata.uid not in self._noted:  # what has ended may still change
+            self._noted.add(operation.metadata.uid)
             self._ended.put(operation)
 
 

@@ -3,24 +3,18 @@
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import yaml
 
-from orchestrator.client import Client, Scope
-from orchestrator.client.local import LocalClient
-from orchestrator.client.place import Place
-from orchestrator.client.remote import RemoteClient
+from orchestrator.client import Scope
 from orchestrator.errors import AlreadyExists, Invalid, NotFound, Refused, StoreUnavailable, VersionExpired
 from orchestrator.resources import (
     Event,
     Node,
     OperationPhase,
     OperationType,
-    Resource,
-    Role,
     RunPolicy,
     VirtualMachine,
     VirtualMachineClass,
@@ -29,84 +23,21 @@ from orchestrator.resources import (
     parse,
 )
 from orchestrator.resources.scheduling import Taint
-from orchestrator.services.context import Context
 from orchestrator.services.manifests import Applied, read_manifest
 from orchestrator.services.operations import new_operation
-from orchestrator.services.tokens import create_token
-from orchestrator.settings import Settings
 from orchestrator.store import Change, ChangeType, Store
-from orchestrator.store.connection import connect
 from orchestrator.store.store import Loaded
-from tests.api import ServedApi
 from tests.builders import a_node, a_vm, granted_operation
-from tests.fakes import Outbox
+from tests.contract.clients import WAYS, Herd, is_stored
 from tests.integration.command import vm_manifest
 from tests.redis_server import RedisServer
 from tests.waiting import wait_until
-
-
-class Herd:
-    """What the suite works with.
-
-    Attributes:
-        client: Under test.
-        store: To say what happens in the herd, and to look at it.
-    """
-
-    def __init__(self, client: Client, store: Store, url: str) -> None:
-        self.client = client
-        self.store = store
-        self.url = url
-
-    def put(self, *resources: Resource) -> None:
-        batch = self.store.batch()
-        for resource in resources:
-            batch.create(resource)
-        self.store.must_commit(batch)
-
-    def change(self, old: Resource, **changes: Any) -> None:
-        stored = self.store.get(type(old), old.key)
-        self.store.must_commit(self.store.batch().put(stored, stored.with_status(**changes)))  # type: ignore[attr-defined]
-
-
-@contextmanager
-def locally(url: str) -> Iterator[Client]:
-    client = LocalClient(Context(Store(connect(url, timeout_s=3, retries=0), Settings()), Outbox()))
-    yield client
-    client.close()
-
-
-@contextmanager
-def remotely(url: str) -> Iterator[Client]:
-    with ServedApi(url) as served:
-        _, token = create_token(Context(served.store, served.outbox), "suite", Role.ADMIN)
-        client = RemoteClient(Place(served.url, token))
-        wait_until(lambda: can_read(client), 10, "the token is known")
-        yield client
-        client.close()
-
-
-def can_read(client: Client) -> bool:
-    try:
-        client.all(Node)
-    except Exception:  # noqa: BLE001 - not yet
-        return False
-    return True
-
-
-WAYS = {"redis": locally, "api": remotely}
 
 
 @pytest.fixture(params=WAYS)
 def herd(request: pytest.FixtureRequest, redis_url: str, store: Store) -> Iterator[Herd]:
     with WAYS[request.param](redis_url) as client:
         yield Herd(client, store, redis_url)
-
-
-def is_stored(herd: Herd, resource: Resource) -> bool:
-    """Whether the store has it so; times are kept in milliseconds."""
-    stored = herd.store.get(type(resource), resource.key)
-    return resource.manifest() == stored.manifest() and resource.created_version == stored.created_version
 
 
 def elsewhere(name: str) -> VirtualMachine:

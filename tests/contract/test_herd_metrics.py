@@ -9,13 +9,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from orchestrator.errors import StoreUnavailable
 from orchestrator.queues import CONTROL, migrate_queue
 from orchestrator.resources import Node
-from orchestrator.services import capacity
+from orchestrator.resources.drain import DrainSpec
+from orchestrator.services import capacity, drains
 from orchestrator.services.context import Clock
 from orchestrator.services.herd import Herd
 from orchestrator.services.herd_metrics import FAMILIES, HerdMetrics
 from orchestrator.services.nodes import set_labels
 from orchestrator.store import keys
 from tests.fakes import Stage
+from tests.fencing import FencingStage, a_bmc
 from tests.redis_server import RedisServer
 
 
@@ -135,6 +137,52 @@ def test_whether_a_node_or_its_rack_could_be_lost_shows_once_it_was_looked_at(st
     assert fitting["vmherd_failure_domain_ready"] == {"n1": 1, "n2": 1, "n3": 1}
     set_labels(stage.ctx, "n1", {"rack": None})
     assert look()["vmherd_failure_domain_ready"] == {"n2": 1, "n3": 1}, "what is in no rack says nothing of one"
+
+
+def test_a_drain_shows_its_vms_and_when_it_ends_once_that_can_be_foreseen(stage: Stage) -> None:
+    vms = [stage.add_vm(name, "n1").name for name in ("a", "b", "c")]
+    scrapes = Scrapes(stage)
+    assert "vmherd_node_drain_phase" not in scrapes.take()
+    drains.begin(stage.ctx, "n1", DrainSpec())
+    begun = scrapes.take()
+    assert begun["vmherd_node_drain_phase"] == {"n1,Draining": 1}
+    assert begun["vmherd_node_drain_virtualmachines"] == {"n1,Moving": 3}
+    assert "vmherd_node_drain_eta_seconds" not in begun, "no rate was measured yet"
+    stage.play(lambda: "n1,Left" in scrapes.take()["vmherd_node_drain_virtualmachines"])
+    moving = scrapes.take()
+    assert list(moving["vmherd_node_drain_eta_seconds"]) == ["n1"]
+    assert moving["vmherd_node_drain_virtualmachines"]["n1,Moving"] >= 1
+    stage.play(lambda: stage.is_at_rest(*vms) and not stage.world.hosts["n1"])
+    stage.nodes["n1"].list_all()
+    stage.read()
+    ended = scrapes.take()
+    assert ended["vmherd_node_drain_phase"] == {"n1,Drained": 1}
+    assert "vmherd_node_drain_eta_seconds" not in ended
+
+
+def test_a_lost_node_shows_its_evidence_and_how_long_its_recovery_took(stage: Stage) -> None:
+    stage.add_vm("a", "n1")
+    herd = FencingStage(stage)
+    scrapes = Scrapes(stage)
+    assert "vmherd_node_lost_timestamp_seconds" not in scrapes.take()
+    herd.configure("n1", bmc=a_bmc("n1", attempts=1))
+    herd.switches.stuck.add("n1")
+    herd.lose("n1")
+    herd.until_tried("n1")
+    unconfirmed = scrapes.take()
+    assert unconfirmed["vmherd_node_fencing_phase"]["n1,FenceUnconfirmed"] == 1
+    assert "vmherd_node_evidence_timestamp_seconds" not in unconfirmed
+    (lost_at,) = unconfirmed["vmherd_node_lost_timestamp_seconds"].values()
+    herd.switches.stuck.clear()
+    herd.scan(40)
+    herd.settle()
+    recovered = scrapes.take()
+    assert recovered["vmherd_node_fencing_phase"]["n1,Recovered"] == 1
+    assert recovered["vmherd_node_lost_timestamp_seconds"] == {"n1": lost_at}, "as it was noticed first"
+    assert recovered["vmherd_node_evidence_timestamp_seconds"]["n1,BMC"] >= lost_at
+    since = herd.fencing("n1").status.since
+    assert since is not None
+    assert recovered["vmherd_node_recovery_seconds"]["n1"] == pytest.approx(since.timestamp() - lost_at)
 
 
 def test_recovery_mode_shows(stage: Stage) -> None:

@@ -16,6 +16,7 @@ from tests.contract.machines import (
     Watcher,
     in_background,
     migration,
+    new_machine,
     promptly,
     read,
     state,
@@ -23,8 +24,9 @@ from tests.contract.machines import (
 from tests.lab.lab import Lab
 from tests.waiting import wait_until
 from workers.hypervisor.domain_xml import MARKER_NAMESPACE
+from workers.hypervisor.drivers import look_by_libvirt
 from workers.hypervisor.libvirt_driver import LibvirtHypervisor
-from workers.hypervisor.port import DomainState, EventKind, MigrationEnd, MigrationRequest
+from workers.hypervisor.port import DomainState, EventKind, MigrationEnd, MigrationRequest, StorageLocked
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
@@ -68,6 +70,31 @@ def test_a_targets_copy_is_never_taken_for_a_sources(libvirt_pair: LibvirtHostPa
     pair.thaw_machine("target", machine.uuid)
     wait_until(lambda: pair.target.domain(machine.uuid) is None, 40, "the copy to be gone")
     assert state(pair.source, machine) is DomainState.RUNNING
+
+
+def test_the_lock_on_an_image_is_told_apart(libvirt_pair: LibvirtHostPair, machine: Machine) -> None:
+    """QEMU's own words, as a second one on another host finds the image of the first."""
+    pair, second = libvirt_pair, new_machine()
+    pair.source.start(pair.equipped_xml(machine.name, machine.uuid), MARKER)
+    with pytest.raises(StorageLocked, match=second.uuid):
+        pair.target.start(pair.equipped_xml(second.name, second.uuid), MARKER)
+    assert pair.target.domain(second.uuid) is None
+    pair.source.destroy(machine.uuid)
+    assert pair.target.start(pair.equipped_xml(second.name, second.uuid), MARKER).state is DomainState.RUNNING
+
+
+def test_another_host_is_looked_at_by_its_daemon(libvirt_pair: LibvirtHostPair, machine: Machine) -> None:
+    pair = libvirt_pair
+    pair.target.start(pair.blank_xml(machine.name, machine.uuid), MARKER)
+    assert [domain.marker for domain in look_by_libvirt(pair.target_uri)] == [MARKER]
+    with pytest.raises(HypervisorUnavailable):
+        look_by_libvirt(pair.away_uri)
+    pair.freeze_daemon("target")
+    try:
+        with pytest.raises(HypervisorUnavailable):
+            look_by_libvirt(pair.target_uri)
+    finally:
+        pair.thaw_daemon("target")
 
 
 def test_a_starting_machine_is_read(libvirt_pair: LibvirtHostPair, machine: Machine) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from orchestrator.api import actions
 from orchestrator.resources import AccessToken, Event, Node, Role, VirtualMachine
 from orchestrator.resources.access_token import token_text
 from orchestrator.services.context import Context
@@ -31,7 +32,13 @@ PLURALS = (
     "nodes",
     "virtualmachineclasses",
     "namespaces",
+    "nodedrains",
+    "maintenances",
+    "rebalancepolicies",
+    "nodefencings",
 )
+HERDS = "/apis/vmherd.dev/v1"
+OURS = set(PLURALS[-4:])
 
 READERS = {"viewer", "operator", "admin"}
 OPERATORS = {"operator", "admin"}
@@ -53,9 +60,25 @@ MAY: dict[str, dict[str, set[str]]] = {
     },
     "pods": {"read": READERS, "evict": OPERATORS},
     "events": {"read": READERS},
-    "nodes": {"read": READERS, "update": OPERATORS, "patch": OPERATORS},
+    "nodes": {"read": READERS, "update": OPERATORS, "patch": OPERATORS, "delete": ADMINS},
     "virtualmachineclasses": {"read": READERS, "create": ADMINS, "update": ADMINS, "patch": ADMINS, "delete": ADMINS},
     "namespaces": {"read": READERS, "create": ADMINS, "update": ADMINS, "patch": ADMINS, "delete": ADMINS},
+    "nodedrains": {
+        "read": READERS,
+        "create": OPERATORS,
+        "update": OPERATORS,
+        "patch": OPERATORS,
+        "delete": OPERATORS,
+    },
+    "maintenances": {
+        "read": READERS,
+        "create": OPERATORS,
+        "update": OPERATORS,
+        "patch": OPERATORS,
+        "delete": OPERATORS,
+    },
+    "rebalancepolicies": {"read": READERS, "create": ADMINS, "update": ADMINS, "patch": ADMINS},
+    "nodefencings": {"read": READERS, "create": ADMINS, "update": ADMINS, "patch": ADMINS},
 }
 """Of tokens for all namespaces; those for some may do the same in them, with what is in namespaces."""
 
@@ -93,7 +116,7 @@ def clients(served: ServedApi) -> dict[str, httpx.Client]:
 
 
 def url(plural: str, namespace: str = "default", name: str = "") -> str:
-    root = GROUP if plural in GROUPED else "/api/v1"
+    root = GROUP if plural in GROUPED else HERDS if plural in OURS else "/api/v1"
     inside = f"/namespaces/{namespace}" if plural in NAMESPACED and namespace else ""
     return f"{root}{inside}/{plural}" + (f"/{name}" if name else "")
 
@@ -164,6 +187,43 @@ def check(answer: httpx.Response, user: str, verb: str, plural: str, *, allowed:
     assert (answer.status_code, status["code"], status["reason"]) == (403, 403, "Forbidden"), answer.text
     right = "create" if verb == "evict" else verb
     assert f'User "{user}" cannot {right} resource "{plural}' in status["message"]
+
+
+ACTIONS = {
+    "nodes/uncordon": OPERATORS,
+    "nodes/failures": READERS,
+    "nodedrains/plan": READERS,
+    "nodedrains/cancel": OPERATORS,
+    "maintenances/pause": OPERATORS,
+    "maintenances/resume": OPERATORS,
+    "maintenances/stop": OPERATORS,
+    "maintenances/claimhook": OPERATORS,
+    "maintenances/renewhook": OPERATORS,
+    "maintenances/endhook": OPERATORS,
+    "rebalancepolicies/plan": READERS,
+    "rebalancepolicies/run": OPERATORS,
+    "nodefencings/confirm": ADMINS,
+    "nodefencings/test": ADMINS,
+    "nodefencings/arm": ADMINS,
+    "nodefencings/disarm": ADMINS,
+    "nodefencings/disarmed": READERS,
+}
+
+
+def test_actions_are_for_some(clients: Mapping[str, httpx.Client]) -> None:
+    assert set(ACTIONS) == set(actions.ACTIONS)
+    for action, who in ACTIONS.items():
+        plural, _, part = action.partition("/")
+        path = f"{url(plural, name='absent')}/{part}"
+        assert clients["nobody"].post(path, json={}).status_code == 401
+        for role in Role:
+            wrong = clients[role.value].post(path, json={"nonsense": 1})  # it changes nothing
+            assert wrong.status_code == (422 if role.value in who else 403), (action, role, wrong.text)
+            assert clients[f"{role.value} of default"].post(path, json={}).status_code == 403
+            if role.value in who:
+                assert "nonsense: unknown field" in wrong.json()["message"]
+                tried = clients[role.value].post(path, json={}, params={"dryRun": "All"})
+                assert (tried.status_code, tried.json()["reason"]) == (400, "BadRequest")
 
 
 def test_a_token_for_namespaces_sees_its_own_by_name(clients: Mapping[str, httpx.Client]) -> None:

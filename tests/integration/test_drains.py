@@ -73,7 +73,7 @@ class TestDrain:
             drain_plans.begin_checked(stage.ctx, ["n1"], SPEC)
         assert not stage.store.get(Node, "n1").spec.unschedulable
         assert stage.store.find(NodeDrain, "n1") is None
-        drain_plans.begin_checked(stage.ctx, ["n1"], SPEC, partial=True)
+        drain_plans.begin_checked(stage.ctx, ["n1"], SPEC.with_(partial=True))
         assert stage.store.get(Node, "n1").spec.unschedulable
         with pytest.raises(NotFound, match="Node 'n9' not found"):
             drain_plans.begin_checked(stage.ctx, ["n9"], SPEC)

@@ -441,6 +441,11 @@ def test_what_there_is(kubectl: Kubectl) -> None:
         "namespaces",
         "pods",
         "events",
+        "nodedrains",
+        "maintenances",
+        "rebalancepolicies",
+        "nodefencings",
+        "leases",
     }
     version = json.loads(kubectl.ok("version", "-o", "json"))["serverVersion"]
     assert re.fullmatch(r"v1\.\d+\.\d+-vmherd-.*", version["gitVersion"])

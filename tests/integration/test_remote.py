@@ -362,14 +362,11 @@ class TestTheCommand:
         assert redis in root.refused("get", "vm", VMHERD_SERVER=redis)
 
     def test_what_needs_redis_says_so(self, root: Remote) -> None:
-        for words in (("token", "list"), ("node", "enroll", "h1", "--address", "192.0.2.1:6379"), ("drain", "h1")):
+        for words in (("token", "list"), ("node", "enroll", "h1", "--address", "192.0.2.1:6379")):
             told = root.refused(*words)
             assert told == (
                 "this command works on Redis itself: set VMHERD_REDIS_URL; VMHERD_SERVER is not enough for it"
             )
-        assert root.refused("get", "drain") == (
-            "the API does not serve nodedrains: set VMHERD_REDIS_URL, and no VMHERD_SERVER, for them"
-        )
 
 
 def ageless(text: str) -> str:

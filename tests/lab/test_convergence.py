@@ -190,12 +190,12 @@ def test_a_busy_guest_is_left_alone_or_throttled_or_ends_by_post_copy(
         told.append(("AlwaysSafe, 8 MiB/s", assert_it_is_left_alone(herd, guest)))
         told.append(("AlwaysSafe and post-copy, 8 MiB/s", assert_it_ends_by_post_copy(herd, guest)))
     more = {
-        "VMHERD_BANDWIDTH_MIB_S": "40",
+        "VMHERD_BANDWIDTH_MIB_S": "24",
         "VMHERD_COMPLETION_TIMEOUT_PER_GIB": "150",
         "VMHERD_DIRTY_RATE_SAMPLE": "1",  # at that bandwidth a longer one is not worth it
     }
     with replaced(herd, "control", settings=more):
-        told.append(("AlwaysForced, 40 MiB/s", assert_it_is_throttled(herd, guest)))
+        told.append(("AlwaysForced, 24 MiB/s", assert_it_is_throttled(herd, guest)))
     with capsys.disabled():
         print(f"\nA guest that dirties {BUSY_MIB_S} MiB/s:")
         for how, operation in told:

@@ -9,14 +9,23 @@ from orchestrator.api import protobuf
 from orchestrator.api.catalog import NODES, OPERATIONS, RESOURCES, VIRTUAL_MACHINES
 from orchestrator.api.discovery import Discovery
 from orchestrator.api.entries import Entry
-from orchestrator.api.errors import CODES, BadRequest, NotAcceptable, status_of
+from orchestrator.api.errors import CODES, status_of
 from orchestrator.api.forms import choose
 from orchestrator.api.openapi import OpenApi
 from orchestrator.api.schemas import split_docstring
 from orchestrator.api.tables import Include, TableForm
 from orchestrator.api.targets import Parameters, Paths
 from orchestrator.cli.tables import TABLES, Around, cells_of, columns_of
-from orchestrator.errors import Conflict, Invalid, NotFound, OutcomeUnknown, Refused, StoreUnavailable
+from orchestrator.errors import (
+    BadRequest,
+    Conflict,
+    Invalid,
+    NotAcceptable,
+    NotFound,
+    OutcomeUnknown,
+    Refused,
+    StoreUnavailable,
+)
 from orchestrator.resources import Resource, VirtualMachine
 from orchestrator.resources.shown_node import show_node
 from tests.builders import NOW, a_node, a_vm, an_operation
@@ -66,7 +75,7 @@ class TestOpenApi:
         methods = {
             path: set(found) - {"parameters"} for path, found in DOCUMENTS["/openapi/v3/api/v1"]["paths"].items()
         }
-        assert methods["/api/v1/nodes/{name}"] == {"get", "put", "patch"}
+        assert methods["/api/v1/nodes/{name}"] == {"get", "put", "patch", "delete"}
         assert methods["/api/v1/namespaces/{namespace}/pods/{name}"] == {"get"}
         assert methods["/api/v1/namespaces/{namespace}/pods/{name}/eviction"] == {"post"}
         assert methods["/api/v1/namespaces"] == {"get", "post"}

@@ -2,9 +2,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.api.errors import BadRequest, UnsupportedMediaType
 from orchestrator.api.patching import APPLY, JSON_PATCH, MERGE_PATCH, STRATEGIC, merge, read_patch, strategic_merge
-from orchestrator.errors import Invalid
+from orchestrator.errors import BadRequest, Invalid, UnsupportedMediaType
 
 NODE: dict[str, Any] = {
     "metadata": {"name": "h1", "labels": {"a": "1", "b": "2"}, "finalizers": ["x", "y"]},

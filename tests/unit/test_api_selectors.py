@@ -1,7 +1,7 @@
 import pytest
 
-from orchestrator.api.errors import BadRequest
 from orchestrator.api.selectors import parse_fields, parse_labels
+from orchestrator.errors import BadRequest
 from tests.builders import a_vm
 
 

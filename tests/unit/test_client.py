@@ -15,8 +15,9 @@ import yaml
 from pydantic import SecretStr
 
 from orchestrator.cli.kubeconfig import document
+from orchestrator.client.documents import body_of, decode
 from orchestrator.client.place import Place, check_url, find_place, read_kubeconfig
-from orchestrator.client.remote import RemoteClient, body_of, decode
+from orchestrator.client.remote import RemoteClient
 from orchestrator.client.session import ApiSession, ServerUnavailable, new_queue, status_error
 from orchestrator.errors import (
     AlreadyExists,

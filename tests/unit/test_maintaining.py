@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.planner.maintaining import MaintenanceStep, claimed, hook_ended, next_maintenance, resumed
+from orchestrator.planner.maintaining import (
+    MaintenanceStep,
+    claimed,
+    hook_ended,
+    in_sight,
+    next_maintenance,
+    resumed,
+)
 from orchestrator.resources import Maintenance, Node, NodeDrain, ObjectMeta
 from orchestrator.resources.drain import DrainPhase, DrainStatus
 from orchestrator.resources.maintenance import MaintenancePhase, MaintenanceSpec, NodeMaintenance, NodeStage
@@ -59,6 +66,17 @@ class TestBeginning:
         step = look(a_maintenance(parallel=0), refuse="no place for 1 VMs")
         assert step.drain == ("n1",)
         assert step.maintenance.node("n2").message == "waits: no place for 1 VMs"
+
+    @pytest.mark.parametrize(("parallel", "begun"), [(2, 1), (0, 35)])
+    def test_a_look_is_about_those_away_and_the_next_ones(self, parallel: int, begun: int) -> None:
+        names = [f"n{number}" for number in range(1000)]
+        over = {name: at(NodeStage.DONE) for name in names[:100]}
+        one = a_maintenance({**over, "n500": at(NodeStage.HOOK)}, " ".join(names), parallel=parallel)
+        sight = in_sight(one)
+        assert sight == (*names[100 : 100 + len(sight) - 1], "n500")
+        assert len(sight) < 50
+        drained = look(one, *(a_node(name) for name in sight)).drain
+        assert drained == tuple(names[100 : 100 + begun])
 
     def test_not_one_that_is_not_ready(self) -> None:
         step = look(a_maintenance(), a_node("n1", ready=False), a_node("n2"), a_node("n3"))

@@ -41,6 +41,8 @@ from workers.hypervisor.port import (
     Marker,
     MigrationRequest,
     MigrationResult,
+    StorageLocked,
+    is_lock_refusal,
 )
 
 T = TypeVar("T")
@@ -173,6 +175,7 @@ class LibvirtHypervisor:
         Raises:
             DomainExists: The host has a domain of that UUID, which was not started by this call. One whose QEMU just
                 died still counts, until libvirt has noticed (0.25 s after PID 1 has reaped it).
+            StorageLocked: It was not started, as an image is locked by somebody else.
             HypervisorError: It was not started; no such domain is left.
             OutcomeUnknown: It may have been started.
         """
@@ -200,7 +203,8 @@ class LibvirtHypervisor:
         except libvirt.libvirtError as lookup_error:
             if is_lost(connection, lookup_error):
                 return OutcomeUnknown(f"domain {uuid} failed to start ({words}), and then {self.uri} was gone")
-            return HypervisorError(f"domain {uuid} was not started: {words}")
+            kind = StorageLocked if is_lock_refusal(words) else HypervisorError
+            return kind(f"domain {uuid} was not started: {words}")
         return DomainExists(f"domain {uuid} was not started, as {self.uri} already has it: {words}")
 
     def destroy(self, uuid: str) -> None:

@@ -8,6 +8,7 @@ All calls may be made from several threads at once. `migrate` and `destroy` bloc
 seconds, also while a migration runs.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,6 +24,28 @@ class DomainExists(HypervisorError):
     """
 
     reason = "AlreadyExists"
+
+
+class StorageLocked(HypervisorError):
+    """`start` was refused as somebody else holds the lock on an image: QEMU's own, virtlockd's, or sanlock's.
+
+    Told apart from other refusals, since it says that the guest may run elsewhere.
+    """
+
+    reason = "StorageLocked"
+
+
+_LOCKED = re.compile(
+    r'Failed to get (shared )?"[^"]+" lock|Is another process using the image|Lockspace resource .* is locked'
+    r"|Failed to acquire lock",
+    re.DOTALL,
+)
+"""Of QEMU (block/file-posix.c; the second line comes by itself where the log is cut), virtlockd, sanlock's driver."""
+
+
+def is_lock_refusal(words: str) -> bool:
+    """Whether a hypervisor's words say that somebody else holds the lock on an image."""
+    return _LOCKED.search(words) is not None
 
 
 class DomainState(StrEnum):
@@ -298,6 +321,7 @@ class Hypervisor(Protocol):
         Raises:
             DomainExists: It was not started by this call: a domain of that UUID was there before. Also for a moment
                 after its process died.
+            StorageLocked: It was not started, as an image is locked by somebody else.
             HypervisorError: It was not started; no such domain is left.
             OutcomeUnknown: It may have been started.
         """

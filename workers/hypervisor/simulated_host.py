@@ -22,6 +22,8 @@ from workers.hypervisor.port import (
     Host,
     Job,
     Marker,
+    StorageLocked,
+    is_lock_refusal,
 )
 from workers.hypervisor.simulated_cpu import cpu_problems, host_cpu
 from workers.hypervisor.simulated_guest import Description, describe, normalised
@@ -175,7 +177,8 @@ class SimulatedHost:
                     f"domain {uuid} was not started: the name {description.name} is taken by {machine.description.uuid}"
                 )
         if failure := due_failure(self.fail_starts, (uuid, description.name, vm, "")):
-            raise HypervisorError(f"domain {uuid} was not started: {failure}")
+            error = StorageLocked if is_lock_refusal(failure) else HypervisorError
+            raise error(f"domain {uuid} was not started: {failure}")
         problem = next(iter(self.lacks(description)), "")
         if problem:
             raise HypervisorError(f"domain {uuid} was not started: {problem}")

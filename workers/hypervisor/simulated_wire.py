@@ -32,6 +32,7 @@ from workers.hypervisor.port import (
     Marker,
     MigrationRequest,
     MigrationResult,
+    StorageLocked,
 )
 
 _uuid: Final = TypeAdapter(tuple[str])
@@ -65,7 +66,7 @@ CALLS: Final[dict[str, tuple[TypeAdapter[Any], TypeAdapter[Any]]]] = {
 _EVENT: Final = TypeAdapter(DomainEvent)
 _ERRORS: Final[dict[str, type[VmherdError]]] = {
     error.__name__: error
-    for error in (DomainExists, DomainNotFound, HypervisorUnavailable, HypervisorError, OutcomeUnknown)
+    for error in (DomainExists, StorageLocked, DomainNotFound, HypervisorUnavailable, HypervisorError, OutcomeUnknown)
 }
 MOST_BYTES: Final = 2**24
 """Of one line: a domain's XML is at most some hundred kilobytes."""
