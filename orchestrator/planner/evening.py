@@ -3,8 +3,9 @@
 The measure is the weighted sum of the squares of each node's distance from the herd's own share, of CPU and of memory.
 What one move does to it has a closed form, so all VMs of a node are weighed against all targets in one operation. The
 node that is the furthest above is looked at first, and what gains the most for each MiB is done: one VM leaves, or,
-where none is of the right size, two change places. That is the shape of the optimum of a liquid: the same peak is taken
-off by many small VMs for less than by few large ones. In a large herd one operation does so for many full nodes: each
+where none is of the right size, two change places. As long as neither node gets past the mean by it, each MiB counts
+alike, and a large VM goes before a small one: the small ones are left for the end, where only they are of the right
+size. In a large herd one operation does so for many full nodes: each
 of them takes part in one move a round, and so does each of their targets.
 
 Only where a VM ends counts: one that was moved before is moved on for nothing, and back for less than nothing. In the
@@ -29,6 +30,8 @@ _TARGETS = 32
 """So many of the emptiest nodes are looked at first; the others only where these are refused, and not too full."""
 _PARTNERS = 8
 """So many of the emptiest nodes are looked at for VMs to change places with."""
+_LARGE_FIRST = 0.001
+"""By so much, at most, a large VM is preferred to a small one from and to the same nodes."""
 _NODES_A_SOURCE = 64
 """One node of so many is looked at in the same round."""
 
@@ -250,12 +253,15 @@ class _Evening:
     def _worth_of_leaving(self, rows: _Rows, targets: Ints) -> tuple[Floats, Bools]:
         """Give what is gained for each MiB by VMs (rows) on nodes (columns), and who would gain, were it allowed."""
         table, numbers, at = self._table, rows.numbers, rows.at
-        gain = np.zeros((len(numbers), len(targets)))
+        gain, slope = np.zeros((2, len(numbers), len(targets)))
+        is_short = np.ones_like(gain, dtype=np.bool_)
         for weight, whole, distance, amounts in zip(
             self._weights, self._whole, self._distances, self._amounts, strict=True
         ):
             out = amounts[numbers] / whole[at]
             into = amounts[numbers][:, None] / whole[None, targets]
+            slope += weight * 2 * ((out * distance[at])[:, None] - into * distance[None, targets])
+            is_short &= (out <= distance[at])[:, None] & (into <= -distance[None, targets])
             gain += (weight * out * (2 * distance[at] - out))[:, None]
             gain -= weight * into * (2 * distance[None, targets] + into)
         may_gain = np.asarray((gain > _LEAST_GAIN).any(axis=1), dtype=np.bool_)
@@ -264,6 +270,9 @@ class _Evening:
             (origin[:, None] != targets[None, :]).astype(np.int64) - (origin != at)[:, None]
         )
         worth = self._worth(gain, extra)
+        is_short &= worth > 0
+        size = 1 + _LARGE_FIRST * table.cost[numbers] / max(int(table.cost.max(initial=1)), 1)
+        np.copyto(worth, slope * size[:, None] / np.maximum(extra, 1), where=is_short)
         board = table.board
         worth[~self._masks[self._mask_of[numbers][:, None], targets[None, :]]] = 0.0
         worth[table.cpu[numbers][:, None] > (table.cpu_limit - board.cpu_used_millicores)[targets]] = 0.0
