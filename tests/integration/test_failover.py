@@ -334,6 +334,13 @@ class TestDeadline:
         armed.publish(Membership(3, {name: f"{name}:1" for name in stage.nodes}, changed=1))
         no_evidence(armed, "n1")
 
+    def test_nor_while_another_membership_is_prepared(self, stage: Stage, armed: FencingStage) -> None:
+        armed.lose("n1")
+        stage.store.redis.set(keys.MEMBERSHIP_NEXT, Membership(2, {"n1": "n1:1"}, changed=2).text())
+        no_evidence(armed, "n1")
+        stage.store.redis.delete(keys.MEMBERSHIP_NEXT)
+        until_fenced(armed, "n1")
+
     def test_a_renewal_voids_the_suspicion(self, stage: Stage, armed: FencingStage) -> None:
         armed.beating.discard("n1")
         until_suspected(stage, armed)
