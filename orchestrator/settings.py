@@ -78,8 +78,10 @@ class Settings(BaseSettings):
         takeover_margin: M: how much later than T a lost node may be taken over by its watchdog's deadline, seconds. The
             least that is safe, unless it is set.
         ack_wait: A: how long its peers must have acknowledged that it is suspect before that, seconds. Likewise.
-        redis_failover_wait: Q: how long a Redis that was replaced may still accept writes, seconds. At least its
-            min-replicas-max-lag, one second, and the time until the failover was noticed.
+        redis_failover_wait: Q: how long a Redis that was replaced may still accept writes, seconds. Never less than its
+            own min-replicas-max-lag and one second, where that can be read.
+        redis_replicas: So many replicas must have a start's grant, a registration and the evidence about a lost node
+            before they count; a start is held until then. 0: one, while one is connected.
         max_unhealthy: When more of the members than this look lost, percent, nothing is fenced by itself. A single
             loss is never held up by it.
         remove_lost_nodes: Take a node that was fenced out of the herd; it gets its labels, cordon and taints back when
@@ -171,6 +173,7 @@ class Settings(BaseSettings):
     takeover_margin: Seconds | None = None
     ack_wait: Seconds | None = None
     redis_failover_wait: float = Field(15, ge=0)
+    redis_replicas: int = Field(0, ge=0, le=100)
     max_unhealthy: int = Field(49, ge=0, le=100)
     remove_lost_nodes: bool = True
     correlation_labels: tuple[str, ...] = (

@@ -63,6 +63,8 @@ class Facts:
         lease: As it stands in Redis.
         lease_age_s: Since its renewal, by Redis's clock.
         members: Of the membership.
+        has_replicas: Redis has some.
+        waits_for_replicas: It takes no writes without them.
         libvirt_error: Empty: it answers.
         unit_states: `systemctl is-enabled` of units; absent: not known.
         has_ipmi: The kernel speaks to a BMC.
@@ -77,6 +79,8 @@ class Facts:
     lease: StoredLease | None = None
     lease_age_s: float = 0.0
     members: frozenset[str] = frozenset()
+    has_replicas: bool = False
+    waits_for_replicas: bool = False
     libvirt_error: str = ""
     unit_states: tuple[tuple[str, str], ...] = ()
     has_ipmi: bool = False
@@ -116,6 +120,10 @@ def _redis(facts: Facts) -> Finding:
     if facts.redis_error:
         todo = "check VMHERD_REDIS_URL in /etc/vmherd/node.env, and the way to it"
         return Finding(Level.PROBLEM, "Redis", facts.redis_error, todo)
+    if facts.has_replicas and not facts.waits_for_replicas:
+        says = "has replicas, and min-replicas-to-write is 0: nothing is taken over by a watchdog's deadline"
+        todo = "set min-replicas-to-write 1 in each Redis of the herd (TAKEOVER.md, rule 9; docs/failover.md)"
+        return Finding(Level.WARNING, "Redis", says, todo)
     return Finding(Level.OK, "Redis", "answers")
 
 
@@ -220,6 +228,7 @@ def read_facts(config: Settings) -> Facts:
     name = "watchdog0" if device is not None and device.name == "watchdog" else device.name if device else ""
     sysfs = Path("/sys/class/watchdog") / name
     lease, age, members, apart, redis_error = _read_redis(config)
+    has_replicas, waits = _read_replication(config)
     return Facts(
         device=device,
         device_error=device_error,
@@ -230,10 +239,23 @@ def read_facts(config: Settings) -> Facts:
         lease=lease,
         lease_age_s=age,
         members=members,
+        has_replicas=has_replicas,
+        waits_for_replicas=waits,
         libvirt_error=_try_hypervisor(config),
         unit_states=_unit_states(),
         has_ipmi=Path("/dev/ipmi0").exists(),
     )
+
+
+def _read_replication(config: Settings) -> tuple[bool, bool]:
+    """Read whether Redis has replicas, and whether it takes no writes without them; no where that can't be read."""
+    try:
+        client = connect(config.redis_url.get_secret_value(), timeout_s=3.0, retries=0)
+        with contextlib.closing(client), redis_errors(client):
+            found = cast("dict[str, object]", client.info("replication"))
+    except StoreUnavailable:  # it is away; or this is a witness, which may not ask
+        return False, False
+    return bool(found.get("connected_slaves")), "min_slaves_good_slaves" in found
 
 
 def _read(path: Path) -> str:

@@ -7,10 +7,12 @@ The word is a key that the node may read (`disarm:<node>`). The node disarms aft
 no longer says `armed`, and arms again when the word is taken back.
 """
 
+from collections.abc import Mapping
 from typing import Final, cast
 
-from orchestrator.resources import Node, NodeFencing
+from orchestrator.resources import Maintenance, Node, NodeFencing
 from orchestrator.resources.fencing import is_enabled_by_label
+from orchestrator.resources.maintenance import NodeStage
 from orchestrator.services.context import Context
 from orchestrator.services.herd import Herd
 from orchestrator.store import keys
@@ -27,25 +29,53 @@ DISARMING_ANNOTATIONS: Final = (
 NOT_ENABLED: Final = "fencing is not enabled for this node"
 
 
-def disarm_reason(node: Node, fencing: NodeFencing | None) -> str:
-    """Say why a node's watchdog is to be disarmed; empty when it may be armed."""
+_EMPTY_STAGES: Final = frozenset({NodeStage.DRAINED, NodeStage.HOOK, NodeStage.RETURNING, NodeStage.UNCORDONING})
+"""Of a maintenance: its VMs have left, and what is done to the host must not be cut short by a reset."""
+
+
+def disarm_reason(
+    node: Node, fencing: NodeFencing | None, *, maintenance: str = "", disarmed: Mapping[str, str] | None = None
+) -> str:
+    """Say why a node's watchdog is to be disarmed; empty when it may be armed.
+
+    Args:
+        node: It.
+        fencing: Its own.
+        maintenance: For which it has been emptied; empty: none.
+        disarmed: Why failover is disarmed, as `failover disarm` says it: nothing of the node would start elsewhere.
+    """
     labels = node.metadata.labels
     if not (fencing.is_enabled(labels) if fencing is not None else is_enabled_by_label(labels)):
         return NOT_ENABLED
     found = [name for name in DISARMING_ANNOTATIONS if name in node.metadata.annotations]
-    return f"annotation {found[0]}" if found else ""
+    if found:
+        return f"annotation {found[0]}"
+    if maintenance:
+        return f"maintenance {maintenance}"
+    said = disarmed or {}
+    why = said.get(keys.DISARMED_ALL) or said.get(node.name)
+    return f"failover is disarmed: {why}" if why else ""
 
 
 def keep_arming(ctx: Context, herd: Herd) -> None:
-    """Have `disarm:<node>` say for each node whether it may be fenced, and what its annotations ask for."""
+    """Have `disarm:<node>` say for each node why its watchdog is to be disarmed."""
     nodes = sorted((node for node in herd.follower.all(Node) if not node.spec.witness), key=lambda node: node.name)
     if not nodes:
         return
     redis = ctx.store.redis
+    emptied = {
+        name: maintenance.name
+        for maintenance in herd.follower.all(Maintenance)
+        if maintenance.is_open
+        for name in maintenance.spec.nodes
+        if maintenance.node(name).stage in _EMPTY_STAGES
+    }
     with redis_errors(redis):
+        disarmed = cast("dict[str, str]", redis.hgetall(keys.DISARMED))
         said = cast("list[str | None]", redis.mget([keys.disarm(node.name) for node in nodes]))
         for node, before in zip(nodes, said, strict=True):
-            reason = disarm_reason(node, herd.follower.get(NodeFencing, node.name))
+            fencing = herd.follower.get(NodeFencing, node.name)
+            reason = disarm_reason(node, fencing, maintenance=emptied.get(node.name, ""), disarmed=disarmed)
             if reason and before != reason:
                 redis.set(keys.disarm(node.name), reason)
             elif not reason and before is not None:

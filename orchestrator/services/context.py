@@ -143,9 +143,16 @@ def put_timers(ctx: Context, batch: Batch, operation: VirtualMachineOperation) -
 
 
 def send_grant(ctx: Context, operation: VirtualMachineOperation) -> None:
-    """Send the message that makes a node look at its grant. Sending it again does no harm."""
+    """Send the message that makes a node look at its grant. Sending it again does no harm.
+
+    A start is not sent before a replica has its grant (TAKEOVER.md): after a failover that lost it, nobody would know
+    that this node may start the VM. Reconcile sends it when one has.
+    """
     grant = operation.status.grant
     if grant is None:
+        return
+    if grant.action is Action.START and not ctx.store.is_replicated():
+        log.warning("a start waits: its grant is on too few replicas", operation=operation.key, node=grant.node)
         return
     task = {Action.MIGRATE: Task.NODE_MIGRATE, Action.START: Task.NODE_START, Action.STOP: Task.NODE_STOP}
     ctx.messenger.send(Message(task[grant.action], grant_queue(grant), (operation.vm_key, operation.key, grant.epoch)))

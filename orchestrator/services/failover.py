@@ -62,7 +62,7 @@ def recover_node(ctx: Context, herd: Herd, name: str) -> bool:
     if fencing is None:
         return False
     if not ctx.store.is_replicated():
-        log.warning("recovery waits: the evidence is on no replica yet", node=name)
+        log.warning("recovery waits: the evidence is on too few replicas", node=name)
         return False
     herd.follower.sync()
     for operation in herd.open_operations():

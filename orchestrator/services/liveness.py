@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import cast
 from uuid import uuid4
 
+from orchestrator.errors import StoreUnavailable
 from orchestrator.lease import Lease, Membership, StoredLease, Suspicion, read_lease, read_membership, read_suspicion
 from orchestrator.logs import logger
 from orchestrator.planner.liveness import (
@@ -44,6 +45,9 @@ from orchestrator.store.connection import redis_errors
 
 log = logger(__name__)
 
+_NOTICES_S = 1.0
+"""A primary looks once a second whether its replicas are there."""
+NO_MIN_REPLICAS = "Redis has replicas, and min-replicas-to-write is 0: one that was replaced may accept writes for ever"
 _ASK_AGAIN_S = 10.0
 """A fencing that gave no evidence is tried again after this long."""
 
@@ -94,6 +98,8 @@ class Liveness:
         self._asked_at: dict[str, float] = {}
         self._quiet_since = 0.0
         self._wait_more_s = 0.0
+        self._old_primary_until = float("-inf")
+        self._unsafe = ""
         self._majority_since: float | None = None
         self._many_at = -math.inf
 
@@ -186,11 +192,36 @@ class Liveness:
         for read in (self._leases, self._agents, self._ballots):
             read.clear()
         self._quiet_since, self._majority_since = seen.glance.read_at, None
-        self._wait_more_s = self.ctx.config.redis_failover_wait if failed_over else 0.0
+        if failed_over:
+            self._old_primary_until = seen.glance.read_at + self._failover_wait()
+        # Whatever comes between, the old primary accepts writes no longer than that.
+        self._wait_more_s = max(0.0, self._old_primary_until - seen.glance.read_at)
         if was_redis and seen.suspicions:  # rule 9: acknowledgements of before count for nothing
             batch = self.ctx.store.batch().effect("DEL", keys.SUSPICIONS)
             batch.tell("suspicions are void", why=why, nodes=sorted(seen.suspicions))
             self.ctx.store.must_commit(batch)
+
+    def _failover_wait(self) -> float:
+        """Give Q: as it is set, and no less than this Redis's own setting implies (rule 9)."""
+        config, redis = self.ctx.config, self.ctx.store.redis
+        try:
+            with redis_errors(redis):
+                lag = cast("dict[str, str]", redis.config_get("min-replicas-max-lag")).get("min-replicas-max-lag")
+        except StoreUnavailable as error:
+            log.warning("min-replicas-max-lag can't be read: VMHERD_REDIS_FAILOVER_WAIT counts", error=str(error))
+            lag = None
+        needed = float(lag) + _NOTICES_S if lag else 0.0
+        if needed > config.redis_failover_wait:
+            log.warning("VMHERD_REDIS_FAILOVER_WAIT is too short for min-replicas-max-lag", needed=needed)
+        return max(config.redis_failover_wait, needed)
+
+    def _is_unsafe(self, seen: _Seen) -> bool:
+        """Whether nothing is taken over by a deadline, as a replaced Redis might go on for ever; told once."""
+        why = NO_MIN_REPLICAS if seen.may_lose_writes else ""
+        if why and why != self._unsafe:
+            log.warning("nothing is taken over by a watchdog's deadline", why=why)
+        self._unsafe = why
+        return bool(why)
 
     def _note_readings(self, seen: _Seen) -> set[str]:
         """Note since when leases and signs of life are as they are.
@@ -298,7 +329,7 @@ class Liveness:
     ) -> None:
         """Suspect it (rule 6), watch the vote, and take it over once its watchdog's deadline has passed (rule 7)."""
         name, lease = watched.name, watched.lease
-        if lease is None or not lease.armed or seen.may_lose_writes:
+        if lease is None or not lease.armed or self._is_unsafe(seen):
             return
         clock = seen.glance.clock
         majority_s = clock - self._majority_since if self._majority_since is not None else 0.0

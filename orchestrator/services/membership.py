@@ -2,18 +2,25 @@
 
 Written by one script call against the version that was read, so of several workers one is first. Members see it with
 their next renewal, and acknowledge it with the one after that.
+
+A failover must not lose one that somebody has read: rule 10 would count by another than that node goes by. So it is
+prepared first (`membership-next`), and published once replicas have that. What is prepared is published, whatever came
+since; until then nothing is taken over by a deadline.
 """
 
 import secrets
 from typing import cast
 
 from orchestrator.lease import Membership, read_lease, read_membership
+from orchestrator.logs import logger
 from orchestrator.planner.membership import plan_membership
 from orchestrator.resources import Node
 from orchestrator.services.context import Context
 from orchestrator.services.herd import Herd
 from orchestrator.store import keys
 from orchestrator.store.connection import redis_errors
+
+log = logger(__name__)
 
 
 def keep_membership(ctx: Context, herd: Herd) -> Membership | None:
@@ -28,8 +35,11 @@ def keep_membership(ctx: Context, herd: Herd) -> Membership | None:
         pipe = redis.pipeline(transaction=False)
         pipe.get(keys.MEMBERSHIP)
         pipe.set(keys.PEER_KEY, secrets.token_hex(32), nx=True)
+        pipe.get(keys.MEMBERSHIP_NEXT)
         found = cast("list[str | None]", pipe.execute())
-        current = read_membership(found[0])
+        current, prepared = read_membership(found[0]), read_membership(found[2])
+        if prepared.version > current.version:
+            return _publish(ctx, found[0], prepared)
         asked = sorted({*names, *current.members})
         if not asked:
             return None
@@ -50,8 +60,20 @@ def keep_membership(ctx: Context, herd: Herd) -> Membership | None:
     if plan.next is None:
         return None
     batch = ctx.store.batch()
-    batch.check("value", keys.MEMBERSHIP, found[0] or "")
-    batch.effect("SET", keys.MEMBERSHIP, plan.next.text())
-    batch.tell("membership", version=plan.next.version, members=len(plan.next.members), changed=plan.next.changed)
+    batch.check("value", keys.MEMBERSHIP, found[0] or "").check("value", keys.MEMBERSHIP_NEXT, found[2] or "")
+    batch.effect("SET", keys.MEMBERSHIP_NEXT, plan.next.text())
     ctx.store.must_commit(batch)
-    return plan.next
+    return _publish(ctx, found[0], plan.next)
+
+
+def _publish(ctx: Context, before: str | None, prepared: Membership) -> Membership | None:
+    """Publish what is prepared, once replicas have it."""
+    if not ctx.store.is_replicated():
+        log.warning("a membership waits: it is on too few replicas", version=prepared.version)
+        return None
+    batch = ctx.store.batch()
+    batch.check("value", keys.MEMBERSHIP, before or "").check("value", keys.MEMBERSHIP_NEXT, prepared.text())
+    batch.effect("SET", keys.MEMBERSHIP, prepared.text())
+    batch.tell("membership", version=prepared.version, members=len(prepared.members), changed=prepared.changed)
+    ctx.store.must_commit(batch)
+    return prepared

@@ -36,6 +36,8 @@ are removed by the commit that ends it:
 | `tick:<name>:<n>` | string | control | 10 periods: this tick was sent |
 | `membership` | string | control, readable by nodes | none: who votes, with a version that grows (TAKEOVER.md,
   rule 10) |
+| `membership-next` | string | control | none: the one that is published next, or was last; written first, so that no
+  failover loses one that somebody may have read |
 | `peer-key` | string | control, readable by nodes | none: by which members speak to each other; new when one is
   expelled |
 | `suspicions` | hash node -> "id generation sequence" | control, readable by nodes | none; ends with the node's
@@ -81,6 +83,7 @@ DEADLINES = "deadlines"
 AWAITING = "awaiting"
 CURSORS = "cursors"
 MEMBERSHIP = "membership"
+MEMBERSHIP_NEXT = "membership-next"
 PEER_KEY = "peer-key"
 DISARMED = "disarmed"
 DISARMED_ALL = "*"

@@ -221,16 +221,25 @@ class Store:
         return datetime.fromtimestamp(seconds + micros / 1e6, UTC)
 
     def is_replicated(self) -> bool:
-        """Wait until a replica, where there is one, has all that this connection wrote (`WAIT`).
+        """Wait until replicas have all that was written before this call, by whomever (`WAIT`).
+
+        `WAIT` speaks for what its own connection wrote, and any other process may have written what is asked about. So
+        something is written first, on the same connection, which changes nothing and comes after all of it.
 
         Returns:
-            False when none has it yet: what was written may be lost by a failover.
+            False when too few have it yet: what was written may be lost by a failover. True where there are none, and
+            none are set (`redis_replicas`).
         """
         with redis_errors(self.redis):
             replication = cast("dict[str, object]", self.redis.info("replication"))
-            if int(cast("int", replication.get("connected_slaves", 0))) == 0:
+            has_some = int(cast("int", replication.get("connected_slaves", 0))) > 0
+            needed = self.config.redis_replicas or int(has_some)
+            if not needed:
                 return True
-            return self.redis.wait(1, _REPLICATED_WITHIN_MS) >= 1
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.incrby(keys.EPOCH, 0)
+            pipe.wait(needed, _REPLICATED_WITHIN_MS)
+            return cast("int", pipe.execute()[1]) >= needed
 
     def run_id(self) -> str:
         """Read which Redis process this is."""

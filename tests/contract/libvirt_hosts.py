@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +24,16 @@ from workers.hypervisor.domain_xml import with_marker
 from workers.hypervisor.libvirt_driver import LibvirtHypervisor
 from workers.hypervisor.port import Marker
 
+_LOOK: Final = """
+import sys
+from orchestrator.errors import HypervisorUnavailable
+from workers.hypervisor.drivers import look_by_libvirt
+from workers.orders import guests_of
+try:
+    print(*(guest["vm"] for guest in guests_of(look_by_libvirt(sys.argv[1]))))
+except HypervisorUnavailable as error:
+    print(error)
+"""
 _LOCAL: Final = Path("/var/lib/libvirt/images")
 """A folder that each host has for itself."""
 _POOL: Final = "local"
@@ -201,6 +212,10 @@ class LibvirtHostPair:
                 yield
             finally:
                 self._ensure_network_and_pool(side)
+
+    def look_from_source(self, uri: str) -> str:
+        """Look at another host from the source, as its agent does: give the guests seen, or why none."""
+        return self._hosts["source"].run([sys.executable, "-c", _LOOK, uri], timeout=60).stdout.strip()
 
     def uri(self, side: Side) -> str:
         """The URI for a driver of the test's own."""

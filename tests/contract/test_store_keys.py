@@ -31,6 +31,7 @@ def test_a_herd_at_work_has_declared_keys_only(store: Store) -> None:
     node.show_alive("g-1")
     node.claim("default/op", 1, "worker")
     store.redis.set(keys.MEMBERSHIP, Membership(1, {"n1": "192.0.2.11:7949"}).text())
+    store.redis.set(keys.MEMBERSHIP_NEXT, Membership(1, {"n1": "192.0.2.11:7949"}).text())
     store.redis.set(keys.PEER_KEY, "secret")
     store.redis.hset(keys.SUSPICIONS, "n2", Suspicion("id", "g", 1).text())
     store.redis.set(keys.taken_over("n3"), "b g")

@@ -8,6 +8,7 @@ import pytest
 from orchestrator.errors import NotFound, Refused
 from orchestrator.fencing.agents import Power
 from orchestrator.lease import Membership, read_lease
+from orchestrator.planner.liveness import LONGEST_GAP_S
 from orchestrator.queues import Task
 from orchestrator.resources import (
     Condition,
@@ -334,6 +335,13 @@ class TestDeadline:
         armed.publish(Membership(3, {name: f"{name}:1" for name in stage.nodes}, changed=1))
         no_evidence(armed, "n1")
 
+    def test_nor_while_another_membership_is_prepared(self, stage: Stage, armed: FencingStage) -> None:
+        armed.lose("n1")
+        stage.store.redis.set(keys.MEMBERSHIP_NEXT, Membership(2, {"n1": "n1:1"}, changed=2).text())
+        no_evidence(armed, "n1")
+        stage.store.redis.delete(keys.MEMBERSHIP_NEXT)
+        until_fenced(armed, "n1")
+
     def test_a_renewal_voids_the_suspicion(self, stage: Stage, armed: FencingStage) -> None:
         armed.beating.discard("n1")
         until_suspected(stage, armed)
@@ -389,6 +397,24 @@ class TestDeadline:
         timing = armed.renew("n2").timing
         seconds = until_fenced(armed, "n1", 240)
         assert seconds > timing.lease_ttl + timing.margin + armed.ctx.config.redis_failover_wait
+
+    def test_another_interruption_does_not_shorten_that(
+        self, stage: Stage, armed: FencingStage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        was_promoted(armed, monkeypatch, min_slaves_good_slaves=1)
+        stage.store.redis.config_set("min-replicas-max-lag", 200)
+        try:
+            armed.liveness = Liveness(armed.ctx, stage.herd)
+            armed.scan()
+        finally:
+            stage.store.redis.config_set("min-replicas-max-lag", 10)
+        armed.pass_time(LONGEST_GAP_S + 1)  # nobody looked meanwhile
+        armed.lose("n1")
+        for _ in range(150):
+            armed.scan()
+            armed.settle()
+        assert not stage.store.redis.hexists(keys.SUSPICIONS, "n1")
+        until_fenced(armed, "n1", 240)
 
     def test_not_from_a_redis_that_was_promoted_and_waits_for_no_replica(
         self, stage: Stage, armed: FencingStage, monkeypatch: pytest.MonkeyPatch

@@ -7,10 +7,11 @@ import pytest
 
 from orchestrator.errors import Refused
 from orchestrator.lease import Membership
-from orchestrator.resources import Node
+from orchestrator.resources import Maintenance, Node, ObjectMeta, new_metadata
 from orchestrator.resources.fencing import ENABLED_LABEL
+from orchestrator.resources.maintenance import MaintenancePhase, MaintenanceSpec, NodeMaintenance, NodeStage
 from orchestrator.services.arming import DISARMING_ANNOTATIONS, NOT_ENABLED, keep_arming
-from orchestrator.services.fencing import set_fencing
+from orchestrator.services.fencing import arm, disarm, set_fencing
 from orchestrator.services.liveness import Liveness
 from orchestrator.services.membership import keep_membership
 from orchestrator.services.nodes import add_witness, check_no_witness, is_armed, remove_witness, set_labels
@@ -190,6 +191,39 @@ class TestAWatchdogIsForFencing:
         set_labels(stage.ctx, "n2", {ENABLED_LABEL: ""})
         set_fencing(stage.ctx, "n2", lambda spec: spec.with_(enabled=False))
         assert self.said(stage) == NOT_ENABLED
+
+    def test_nor_while_failover_is_disarmed(self, stage: Stage) -> None:
+        enable(stage, "n2")
+        disarm(stage.ctx, "", "switch maintenance")
+        assert self.said(stage) == "failover is disarmed: switch maintenance"
+        arm(stage.ctx, "")
+        assert self.said(stage) == ""
+        disarm(stage.ctx, "n1", "its disks")
+        assert self.said(stage) == ""
+        disarm(stage.ctx, "n2", "its disks")
+        assert self.said(stage) == "failover is disarmed: its disks"
+
+    @pytest.mark.parametrize(
+        ("at", "said"),
+        [
+            (NodeStage.DRAINING, ""),  # its VMs are still there
+            (NodeStage.DRAINED, "maintenance m"),
+            (NodeStage.HOOK, "maintenance m"),
+            (NodeStage.RETURNING, "maintenance m"),
+            (NodeStage.DONE, ""),
+        ],
+    )
+    def test_nor_while_its_maintenance_has_emptied_it(self, stage: Stage, at: NodeStage, said: str) -> None:
+        enable(stage, "n2")
+        spec = MaintenanceSpec(nodes=("n2",), hook="true")
+        maintenance = Maintenance(
+            metadata=new_metadata(ObjectMeta(name="m"), namespaced=False, now=stage.ctx.now()), spec=spec
+        )
+        paused = maintenance.with_node("n2", NodeMaintenance(stage=at)).with_status(phase=MaintenancePhase.PAUSED)
+        stage.store.must_commit(stage.store.batch().create(paused))
+        stage.herd.follower.sync()
+        keep_arming(stage.ctx, stage.herd)
+        assert NodeStore(stage.store.redis, "n2").renew_lease(a_lease(1)).disarm == said
 
     def test_a_person_or_the_label_enables_it(self, stage: Stage) -> None:
         enable(stage, "n2")

@@ -81,3 +81,31 @@ def _majorities(members: Members, *, with_: str = "", but: str = "") -> Iterator
         majority = frozenset(chosen) | ({with_} if with_ else frozenset())
         if 2 * len(majority) > len(members):
             yield majority
+
+
+def search_failover(*, prepared: bool, sizes: range, changed: int) -> Searched:
+    """Look at a failover of Redis that loses a membership which v has read already.
+
+    v goes by the new one. Its renewal that said so may be lost as well, so its lease says the one before.
+
+    Args:
+        prepared: A replica has the new one before anybody reads it, and no deadline counts until it is published again.
+        sizes: Members at first, v included.
+        changed: By so many members at most the new one differs: several may join at once.
+    """
+    pairs = 0
+    for size in sizes:
+        before = frozenset((VICTIM, *_NAMES[: size - 1]))
+        for count in range(1, changed + 1):
+            for names in combinations(_NAMES, count):
+                after = before ^ frozenset(names)
+                present = after if prepared else before
+                # Published again, it counts for v if that holds it too, or the one before and they differ by one.
+                caches = [after] + ([before] if prepared and count == 1 else [])
+                for cached in caches:
+                    for voters in _majorities(present, but=VICTIM):
+                        for feeders in _majorities(cached, with_=VICTIM):
+                            pairs += 1
+                            if not feeders & voters:
+                                return Searched(pairs, Disjoint(cached, present, count, feeders, voters))
+    return Searched(pairs, None)

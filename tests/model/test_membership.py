@@ -1,6 +1,6 @@
 import pytest
 
-from tests.model.membership import Rule, search
+from tests.model.membership import Rule, search, search_failover
 
 
 @pytest.mark.parametrize("rule", ["every-registered-acknowledged", "majority-in-each"])
@@ -22,3 +22,13 @@ def test_likewise_where_it_shrinks() -> None:
     searched = search("live-acknowledged", sizes=range(5, 6), changes=3)
     assert searched.disjoint is not None
     assert not searched.disjoint.feeders & searched.disjoint.voters
+
+
+def test_a_membership_that_a_failover_loses_is_prepared_first() -> None:
+    searched = search_failover(prepared=True, sizes=range(2, 6), changed=3)
+    assert searched.disjoint is None
+    assert searched.pairs > 1000
+
+
+def test_one_that_is_lost_after_it_was_read_is_a_double() -> None:
+    assert search_failover(prepared=False, sizes=range(2, 6), changed=3).disjoint is not None

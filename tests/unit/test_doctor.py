@@ -33,6 +33,13 @@ def test_a_host_that_could_be_fenced() -> None:
     assert {finding.what for finding in findings if finding.level not in {Level.OK, Level.NOTE}} == set()
 
 
+def test_a_replicated_redis_must_wait_for_its_replicas() -> None:
+    replicated = replace(HEALTHY, has_replicas=True)
+    assert of(replicated, "Redis").level is Level.WARNING
+    assert "min-replicas-to-write" in of(replicated, "Redis").todo
+    assert of(replace(replicated, waits_for_replicas=True), "Redis").level is Level.OK
+
+
 def unit(name: str, state: str) -> Facts:
     return replace(HEALTHY, unit_states=(*(u for u in HEALTHY.unit_states if u[0] != name), (name, state)))
 

@@ -95,7 +95,11 @@ end
 -- {"acknowledged", node, suspicion id}: rule 7's vote on a node. More than half of the members carry the id in their
 -- leases; the node's own word does not count. The membership counts for the one that the node holds (rule 10).
 checks["acknowledged"] = function(c)
-  local membership = cjson.decode(redis.call("GET", "membership") or '{"version":0,"members":{}}')
+  local published = redis.call("GET", "membership")
+  if (redis.call("GET", "membership-next") or published) ~= published then
+    return "another membership is prepared"
+  end
+  local membership = cjson.decode(published or '{"version":0,"members":{}}')
   local held = lease_of(c[2]).membership or 0
   local is_next = held == membership.version - 1 and (membership.changed or 0) <= 1
   if held ~= membership.version and not is_next then
