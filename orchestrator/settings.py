@@ -120,6 +120,7 @@ class Settings(BaseSettings):
         api_watches_per_client: Watches that one token may have open at one server.
         api_requests_per_client: Other requests of one token that one server works on at a time.
         api_watch_queue: So many changes may wait for a watch's client; one that reads more slowly has to list again.
+        api_send_timeout: Seconds for which a client may take nothing of a watch or a long list; then it is hung up on.
         console: Serve the web console too, at `/console` of the API.
         flower_url: Where people's browsers reach Flower; the console links to it. Empty: it does not.
         server: Where commands and `Cluster` find the API: `https://host:port`. Empty: they work on Redis itself.
@@ -209,6 +210,7 @@ class Settings(BaseSettings):
     api_watches_per_client: int = Field(100, ge=1)
     api_requests_per_client: int = Field(100, ge=1)
     api_watch_queue: int = Field(1_000, ge=10)
+    api_send_timeout: float = Field(30, gt=0)
     console: bool = True
     flower_url: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = ""
     server: str = ""

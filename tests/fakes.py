@@ -24,6 +24,7 @@ from orchestrator.resources import (
     VmPhase,
 )
 from orchestrator.resources.adoption import AdoptionOrder
+from orchestrator.resources.looking import LookOrder
 from orchestrator.resources.needs import MachineNeeds
 from orchestrator.services import operations
 from orchestrator.services.context import Context
@@ -117,6 +118,7 @@ class FakeNode:
 
     def __init__(self, store: NodeStore, world: World) -> None:
         self.store = store
+        self.sees: dict[str, Any] = {"problem": "it does not answer"}
         self.world = world
         self.name = store.node
         self.domains = world.hosts.setdefault(self.name, {})
@@ -247,6 +249,8 @@ class FakeNode:
             elif isinstance(order, AdoptionOrder):
                 if not order.kind.changes_domain:
                     answer_about_definitions(self.store, self.hypervisor, order, SharedStorage(), threading.Event())
+            elif isinstance(order, LookOrder):
+                self.store.report("Looked", {"order": order.id, **self.sees})
             elif order.kind in {OrderKind.CHECK, OrderKind.DESCRIBE}:
                 self.reply(order)
             elif not order.kind.changes_domain:

@@ -6,7 +6,7 @@ planner counts. An arrangement says on which node each VM is.
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -115,6 +115,17 @@ class SmallHerd:
             return False
         after = {**at, vm: node}
         return not self.is_over(node, after, percent) and self.wrong(after) - {vm} <= self.wrong(at)
+
+    def may_land(self, vm: str, node: str, at: Arrangement) -> bool:
+        """Whether a VM that has to leave its node may go to another: others' wish for its company does not hold it."""
+        after = {**at, vm: node}
+        return self.nodes[node].is_open and self.holds(vm, node, at) and not self.is_over(node, after, 100)
+
+    def drained(self, random: Random) -> tuple["SmallHerd", list[str]]:
+        """Cordon one node or two of it, with VMs that may all be moved; gives the VMs that are to leave, too."""
+        away = random.sample(sorted(self.nodes), k=min(len(self.nodes) - 1, random.choice([1, 1, 2])))
+        nodes = {name: replace(node, is_open=node.is_open and name not in away) for name, node in self.nodes.items()}
+        return SmallHerd(nodes, self.vms, self.at), [vm for vm in self.vms if self.at[vm] in away]
 
     # What can be reached ----------------------------------------------------------------------------------------------
 

@@ -9,20 +9,22 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 from uuid import uuid4
 
 from orchestrator import logs, metrics
 from orchestrator.errors import HypervisorError, Invalid, StoreUnavailable, VmherdError
 from orchestrator.resources import Order, OrderKind
 from orchestrator.resources.adoption import AdoptionOrder
+from orchestrator.resources.looking import LookOrder
 from orchestrator.resources.names import check_name
 from orchestrator.settings import Settings, settings
 from orchestrator.store.node_store import NodeStore
 from workers import adoption, clock, holder
-from workers.hypervisor.drivers import boot_id, migration_uri, open_hypervisor
-from workers.hypervisor.port import Hypervisor
+from workers.hypervisor.drivers import boot_id, look_by_libvirt, looker, migration_uri, open_hypervisor
+from workers.hypervisor.port import Domain, Hypervisor
 from workers.inventory import Inventory
-from workers.orders import perform
+from workers.orders import guests_of, perform
 from workers.preflight import HostStorage, Needs, SharedStorage, Storage, check, describe
 from workers.reporting import report_surely
 
@@ -42,6 +44,7 @@ class Agent:
         migration_uri: Where other hosts' daemons reach this one's.
         kill: Kills the holder of a suspect grant (see `holder.kill`).
         boot_id: Of this host's boot; by default the kernel's.
+        look: Lists the domains of another host, by the URI of its daemon.
         storage: Tells which images other hosts see too; by default all.
     """
 
@@ -53,6 +56,7 @@ class Agent:
         *,
         kill: Callable[[str, str], None] = holder.kill,
         boot_id: str = "",
+        look: Callable[[str], list[Domain]] = look_by_libvirt,
         storage: Storage | None = None,
     ) -> None:
         self.stop = threading.Event()
@@ -72,6 +76,8 @@ class Agent:
             self.stop,
             self._needs,
         )
+        self._look = look
+        self._looking: set[str] = set()
         self._answered: dict[str, float] = {}
         self._lock = threading.Lock()
 
@@ -111,10 +117,13 @@ class Agent:
             self._answered[order_id] = now
             return True
 
-    def _answer(self, order_id: str, order: Order | AdoptionOrder | None) -> None:
+    def _answer(self, order_id: str, order: Order | AdoptionOrder | LookOrder | None) -> None:
         """Answer one order. One that can't be answered stays, and is looked at again."""
         if order is None:
             self._inventory.list_anew(order_id)
+            return
+        if isinstance(order, LookOrder):
+            self._look_at(order)
             return
         if order.kind.changes_domain:
             return  # the lifecycle worker's
@@ -130,6 +139,22 @@ class Agent:
             log.warning("no answer yet", order=order_id, error=str(error))
             return
         report_surely(self._store, "Answer", {"order": order.id, "reading": reading}, self.stop)
+
+    def _look_at(self, order: LookOrder) -> None:
+        """Look at another host through its daemon; once, as that may take longer than until the order is read again."""
+        with self._lock:
+            if order.id in self._looking:
+                return
+            self._looking.add(order.id)
+        try:
+            body: dict[str, Any] = {"guests": guests_of(self._look(order.uri))}
+        except HypervisorError as error:
+            body = {"problem": str(error)}
+        try:
+            report_surely(self._store, "Looked", {"order": order.id, **body}, self.stop)
+        finally:
+            with self._lock:
+                self._looking.discard(order.id)
 
     def _answer_adoption(self, order: AdoptionOrder) -> None:
         try:
@@ -173,6 +198,7 @@ def main() -> None:
         open_hypervisor(config),
         migration_uri(config),
         boot_id=boot_id(config),
+        look=looker(config),
         storage=_storage(config),
     )
 

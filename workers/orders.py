@@ -7,7 +7,7 @@ from orchestrator.errors import HypervisorError, HypervisorUnavailable
 from orchestrator.logs import logger
 from orchestrator.resources import Action, Order, OrderKind
 from workers import holder
-from workers.hypervisor.port import Domain, Hypervisor
+from workers.hypervisor.port import Domain, DomainState, Hypervisor
 
 log = logger(__name__)
 
@@ -61,6 +61,18 @@ def read(hypervisor: Hypervisor, uuid: str) -> dict[str, Any]:
         "iterations": completed.get("iterations"),
         "throttlePercent": completed.get("throttle_percent"),
     }
+
+
+_RUNS = frozenset({DomainState.RUNNING, DomainState.PAUSED, DomainState.POSTCOPY})
+
+
+def guests_of(domains: list[Domain]) -> list[dict[str, Any]]:
+    """Name the guests of ours that run on a host, as the control plane's `Look` takes them."""
+    return [
+        {"vm": f"{d.marker.project}/{d.marker.name}", "incarnation": d.marker.incarnation}
+        for d in domains
+        if d.marker is not None and d.state in _RUNS
+    ]
 
 
 def incarnation_of(domain: Domain) -> int:

@@ -82,7 +82,7 @@ NODES = ApiResource(
 )
 DRAINS = ApiResource(
     NodeDrain,
-    (*READ, "create", "delete"),
+    (*READ, "create", *CHANGE, "delete"),
     TABLES[NodeDrain],
     {"status.phase": lambda drain: drain.status.phase.value},
     short_names=("drain",),

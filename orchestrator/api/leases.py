@@ -71,18 +71,18 @@ LEASES = ApiResource(
 
 
 def read_leases(ctx: Context, choice: Choice) -> list[Entry]:
-    """Read those that are wanted, by name; nodes that never renewed one have none."""
+    """Read those that are wanted, by name; one that was never renewed says no time."""
     nodes = sorted(ctx.store.all(Node), key=lambda node: node.name)
     if not nodes:
         return []
     with redis_errors(ctx.store.redis):
         texts = cast("list[str | None]", ctx.store.redis.mget([keys.lease(node.name) for node in nodes]))
     stored = zip(nodes, map(read_lease, texts), strict=True)
-    entries = (Entry(LEASES, _lease(node, found)) for node, found in stored if found is not None)
+    entries = (Entry(LEASES, _lease(node, found)) for node, found in stored)
     return [entry for entry in entries if choice.takes(entry)]
 
 
-def _lease(node: Node, stored: StoredLease) -> Lease:
+def _lease(node: Node, stored: StoredLease | None) -> Lease:
     meta = ObjectMeta(
         name=node.name,
         namespace=NODE_LEASES,
@@ -90,6 +90,8 @@ def _lease(node: Node, stored: StoredLease) -> Lease:
         creation_timestamp=node.metadata.creation_timestamp,
         resource_version=node.metadata.resource_version,
     )
+    if stored is None:
+        return Lease(metadata=meta, spec=LeaseSpec(holder_identity=node.name))
     spec = LeaseSpec(
         holder_identity=node.name,
         lease_duration_seconds=round(stored.lease.timing.lease_ttl),

@@ -83,8 +83,7 @@ RULES: Final = (
     _rule(Role.OPERATOR, {"create", "delete"}, {_OPERATIONS}),
     _rule(Role.OPERATOR, {"create"}, {"pods/eviction"}),
     _rule(Role.OPERATOR, {"update", "patch"}, {_NODES}),  # `unschedulable` alone: see `beyond`
-    _rule(Role.OPERATOR, {"create", "delete"}, {_DRAINS}),
-    _rule(Role.OPERATOR, {"create", "update", "patch", "delete"}, {_MAINTENANCES}),
+    _rule(Role.OPERATOR, {"create", "update", "patch", "delete"}, {_DRAINS, _MAINTENANCES}),
     _rule(Role.OPERATOR, {"create"}, {f"{_NODES}/uncordon", f"{_DRAINS}/cancel", f"{_POLICIES}/run"}),
     _rule(
         Role.OPERATOR,

@@ -97,7 +97,7 @@ class Server:
         self._documents |= OpenApi(resources).documents
         self._most_bytes = int(config.api_body_mib * 2**20)
         self._timeout_s = config.api_request_timeout
-        self._bounds = Bounds(queue=config.api_watch_queue)
+        self._bounds = Bounds(queue=config.api_watch_queue, send_s=config.api_send_timeout)
         self._watching = Shares(config.api_watches_per_client, "watches")
         self._long = Shares(_LONG_AT_A_TIME, "long lists")
         self._asking = Shares(config.api_requests_per_client, "requests")

@@ -266,7 +266,7 @@ class Writer:
                 case Namespace():
                     return namespaces.update_namespace(ctx, wanted)
                 case _ if target.api in upkeep.OF_HERD:
-                    return upkeep.update(ctx, wanted, who)
+                    return upkeep.update(ctx, self._herd, wanted, who)
                 case _:
                     raise MethodNotAllowed(f"{target.api.plural} can't be changed")
         except NotFound as error:

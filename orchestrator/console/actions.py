@@ -15,13 +15,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from orchestrator.api.access import Access
-from orchestrator.api.errors import CODES, BadRequest, status_of
+from orchestrator.api.errors import CODES, status_of
 from orchestrator.api.limits import read_body
 from orchestrator.api.mirror import Mirror
 from orchestrator.api.rights import Identity, is_allowed
 from orchestrator.console.rows import OFFERED
 from orchestrator.console.sessions import Session, Sessions
-from orchestrator.errors import Invalid, Refused, VmherdError
+from orchestrator.errors import BadRequest, Invalid, Refused, VmherdError
 from orchestrator.logs import logger
 from orchestrator.planner.drain import DrainPlan
 from orchestrator.resources import NodeDrain, OperationType, VirtualMachineOperation, make_key

@@ -32,6 +32,7 @@ from orchestrator.store import keys
 LINE: Final = 0.8
 """Of a node's CPU: the rebalancer takes nodes that are above it to it."""
 DAY: Final = timedelta(hours=24)
+_DAY_KEPT: Final = timedelta(seconds=4)
 _FENCED: Final = frozenset({"NodeSuspect", "NodeFencing", "FenceUnconfirmed", "NodeFenced", "NodeRecovered"})
 _MOST_MARKS: Final = 1_000
 
@@ -59,6 +60,7 @@ class HerdWatch:
     def __init__(self, live: Live) -> None:
         self._live = live
         self._last: HerdNow | None = None
+        self._day: tuple[datetime, list[Mark]] | None = None
 
     def now(self) -> HerdNow:
         """Give the figures as of now."""
@@ -83,6 +85,20 @@ class HerdWatch:
             used, cap = len(index.get(keys.SLOTS_CLUSTER, {})), len(index.get(keys.SCHEDULABLE, {}))
         self._last = HerdNow(mirror.version, loads, dict(sorted(phases.items())), used, cap)
         return self._last
+
+    def day(self, now: datetime) -> list[Mark]:
+        """Give what the timeline of the last day has; some seconds old at most."""
+        if self._day is None or now - self._day[0] >= _DAY_KEPT:
+            live = self._live
+            found = marks(
+                [one for one in live.all(VirtualMachineOperation) if isinstance(one, VirtualMachineOperation)],
+                [one for one in live.all(NodeFencing) if isinstance(one, NodeFencing)],
+                [one for one in live.all(NodeDrain) if isinstance(one, NodeDrain)],
+                live.told,
+                now,
+            )
+            self._day = (now, found)
+        return self._day[1]
 
 
 def list_nodes(

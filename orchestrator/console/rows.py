@@ -1,6 +1,5 @@
 """What stands in the lists and on the pages: documents turned into plain data, and chosen from, by pure functions."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -88,13 +87,14 @@ def list_vms(vms: Iterable[VirtualMachine], wanted: Wanted, operations: dict[str
     """
     search = wanted.search.strip().lower()
     nodes: set[str] = set()
-    phases: Counter[str] = Counter()
+    phases: dict[VmPhase, int] = {}
     found: list[VirtualMachine] = []
     for vm in vms:
         status = vm.status
+        phase = status.phase
         nodes.add(status.node_name)
-        phases[status.phase.value] += 1
-        if wanted.phase and status.phase.value != wanted.phase:
+        phases[phase] = phases.get(phase, 0) + 1
+        if wanted.phase and phase != wanted.phase:
             continue
         if wanted.node and status.node_name != wanted.node:
             continue
@@ -111,7 +111,7 @@ def list_vms(vms: Iterable[VirtualMachine], wanted: Wanted, operations: dict[str
         page=page,
         pages=pages,
         nodes=tuple(sorted(name for name in nodes if name)),
-        phases={phase.value: phases[phase.value] for phase in VmPhase if phases[phase.value]},
+        phases={phase.value: phases[phase] for phase in VmPhase if phase in phases},
     )
 
 
@@ -185,7 +185,10 @@ def facts(vm: VirtualMachine) -> list[tuple[str, str]]:
     interfaces = ", ".join(str(getattr(one, "name", "")) for one in spec.interfaces)
     found = [
         ("Startup policy", spec.run_policy.value),
-        ("CPU", f"{spec.cpu.cores} cores, {spec.cpu.core_fraction} of each reserved"),
+        (
+            "CPU",
+            f"{spec.cpu.cores} core{'' if spec.cpu.cores == 1 else 's'}, {spec.cpu.core_fraction} of each reserved",
+        ),
         ("Memory", f"{spec.memory.size} ({memory(spec.memory_mib)})"),
         ("Class", spec.virtual_machine_class_name or ""),
         ("Live migration policy", spec.live_migration_policy.value),

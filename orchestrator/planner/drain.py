@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from types import MappingProxyType
 
 from orchestrator.planner.convergence import predict
 from orchestrator.planner.draining import strategy_of
@@ -19,6 +20,8 @@ from orchestrator.planner.preflight import copied_mib, immovable
 from orchestrator.planner.snapshot import Snapshot
 from orchestrator.resources import Key, Priority, VirtualMachine, VirtualMachineOperation
 from orchestrator.resources.drain import NodeDrain, Strategy, VmState
+
+_NONE: frozenset[Key] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +41,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A job, and when it runs: seconds from the beginning."""
+    """A job, and when it runs: seconds from the beginning; `after` those that it needs to have ended."""
 
     job: Job
     begins_s: float
     ends_s: float
+    after: frozenset[Key] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,9 @@ def plan_drain(
     cap = sum(node.schedulable and node.name not in away for node in snapshot.nodes.values())
     limits = snapshot.limits
     return DrainPlan(
-        moves=schedule(jobs, outbound=limits.outbound_per_node, inbound=limits.inbound_per_node, cap=cap),
+        moves=schedule(
+            jobs, outbound=limits.outbound_per_node, inbound=limits.inbound_per_node, cap=cap, after=placed.after
+        ),
         without_place={key: why for key, why in sorted(stranded.items()) if key not in off},
         stay={key: why for key, why in sorted(tied.items()) if key not in off},
         shut_down=dict(sorted(off.items())),
@@ -115,7 +121,14 @@ def _job(vm: VirtualMachine, target: str, bandwidth_mib_s: float) -> Job:
     return Job(vm.key, vm.status.node_name, target, memory_mib, foreseen.duration_s or 0.0)
 
 
-def schedule(jobs: Sequence[Job], *, outbound: int, inbound: int, cap: int) -> tuple[Planned, ...]:
+def schedule(
+    jobs: Sequence[Job],
+    *,
+    outbound: int,
+    inbound: int,
+    cap: int,
+    after: Mapping[Key, frozenset[Key]] = MappingProxyType({}),
+) -> tuple[Planned, ...]:
     """Foresee when each job runs, if each that may begin does so at once.
 
     Args:
@@ -123,6 +136,7 @@ def schedule(jobs: Sequence[Job], *, outbound: int, inbound: int, cap: int) -> t
         outbound: That may leave a node at a time, >= 1.
         inbound: That may reach one; 0: any number.
         cap: That may run in the herd, >= 1 where there is a job.
+        after: By VM, those whose jobs have to end before its own begins; in no ring.
 
     Returns:
         All of them, in the order in which they begin.
@@ -136,11 +150,14 @@ def schedule(jobs: Sequence[Job], *, outbound: int, inbound: int, cap: int) -> t
     reaching: Counter[str] = Counter()
     running: list[tuple[float, int, Job]] = []
     planned: list[Planned] = []
+    to_end = {job.vm for job in jobs}
+    needs = {vm: others & to_end for vm, others in after.items()}
     numbers, now = count(), 0.0
     while running or any(waiting.values()):
         for source in sorted((s for s, left in waiting.items() if left), key=lambda s: (-work[s], s)):
             while len(running) < max(cap, 1) and leaving[source] < outbound:
                 free = [j for j in waiting[source] if not inbound or reaching[j.target] < inbound]
+                free = [j for j in free if needs.get(j.vm, _NONE).isdisjoint(to_end)]
                 if not free:
                     break
                 job = free[-1]
@@ -148,11 +165,12 @@ def schedule(jobs: Sequence[Job], *, outbound: int, inbound: int, cap: int) -> t
                 work[source] -= max(1, round(job.seconds * 1000))
                 leaving[source] += 1
                 reaching[job.target] += 1
-                planned.append(Planned(job, now, now + job.seconds))
+                planned.append(Planned(job, now, now + job.seconds, needs.get(job.vm, _NONE)))
                 heapq.heappush(running, (now + job.seconds, next(numbers), job))
             if len(running) >= max(cap, 1):
                 break
         now, _, ended = heapq.heappop(running)
+        to_end.discard(ended.vm)
         leaving[ended.source] -= 1
         reaching[ended.target] -= 1
     return tuple(planned)

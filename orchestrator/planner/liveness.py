@@ -4,6 +4,7 @@ The rules are TAKEOVER.md's (docs/adr/0018-takeover.md). Time is one worker's mo
 clock says is asked for besides, never alone. A worker that begins anew knows nothing: every wait begins anew with it.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +16,8 @@ CLOCKS_APART_S = 1.0
 LONGEST_GAP_S = 5.0
 """Between two scans of one worker; after a longer one it can't say what it missed."""
 _SLACK_S = 0.05
+_LATE_S = 2.0
+"""Two scans: after a heartbeat and so long without a renewal, a lease is late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,15 @@ class Watched:
         ttl = self.lease.timing.lease_ttl if self.lease is not None else default_ttl
         return self.unchanged_s > ttl + _SLACK_S and self.by_redis_s > ttl
 
+    def is_late(self, default: Timing) -> bool:
+        """Whether it has missed heartbeats: it may be about to be lost, together with one that is lost already.
+
+        Leases of hosts that are cut off at one moment run out within a heartbeat of each other. Counted by expiry,
+        the first of them would be a single loss, and its power would be cut.
+        """
+        timing = self.lease.timing if self.lease is not None else default
+        return self.unchanged_s > max(timing.lease_ttl / 2, timing.heartbeat + _LATE_S)
+
 
 class Act(StrEnum):
     """What is to be done about a member."""
@@ -123,11 +135,13 @@ class Circumstances:
 
     Attributes:
         members: How many are registered.
-        lost: How many of them look lost.
+        lost: How many of them look lost: their leases ran out.
         quiet_s: Since the last interruption.
         wait_more_s: Q, where the last interruption was a failover (rule 9).
         max_unhealthy: Percent of the members; more lost than that stops all fencing.
         correlated: What those that are lost have in common; empty: nothing.
+        many_ago_s: Since too many looked lost.
+        late: How many are lost, or late: no fencing begins when those are too many.
     """
 
     members: int
@@ -136,9 +150,15 @@ class Circumstances:
     wait_more_s: float = 0
     max_unhealthy: int = 49
     correlated: str = ""
+    many_ago_s: float = math.inf
+    late: int = 0
+
+    def are_too_many(self, count: int) -> bool:
+        """Whether these are so many that nothing is fenced by itself."""
+        return count > 1 and count * 100 > self.max_unhealthy * self.members
 
 
-def judge(lost: Lost, herd: Circumstances, timing: Timing, margin: float) -> Judgement:
+def judge(lost: Lost, herd: Circumstances, timing: Timing, margin: float, *, is_open: bool = False) -> Judgement:
     """Say what is to be done about a member whose lease ran out.
 
     Args:
@@ -146,6 +166,7 @@ def judge(lost: Lost, herd: Circumstances, timing: Timing, margin: float) -> Jud
         herd: The others.
         timing: By which it lived (its lease's own).
         margin: M.
+        is_open: It is being fenced; members that are late by now may be so by that.
     """
     for_s = f"its lease was not renewed for {lost.watched.unchanged_s:.0f} s"
     if lost.is_witness:
@@ -158,10 +179,14 @@ def judge(lost: Lost, herd: Circumstances, timing: Timing, margin: float) -> Jud
     if herd.quiet_s < wait:  # rules 6 and 9
         why = f"the control plane was interrupted {herd.quiet_s:.0f} s ago, and waits for {wait:.0f} s"
         return Judgement(Act.HOLD, "AfterInterruption", f"{for_s}; {why}")
-    if herd.lost > 1 and herd.lost * 100 > herd.max_unhealthy * herd.members:
+    silent = herd.lost if is_open else max(herd.lost, herd.late)
+    if herd.are_too_many(silent):
         common = f" ({herd.correlated})" if herd.correlated else ""
-        why = f"{herd.lost} of {herd.members} members look lost{common}, more than {herd.max_unhealthy} %"
+        why = f"{silent} of {herd.members} members look lost{common}, more than {herd.max_unhealthy} %"
         return Judgement(Act.HOLD, "TooManyLost", f"{for_s}; {why}: nothing is fenced by itself, a person may confirm")
+    if herd.many_ago_s < wait:  # they come back one after the other: the last of them is no single loss
+        why = f"too many looked lost {herd.many_ago_s:.0f} s ago: it is given {wait:.0f} s to come back as well"
+        return Judgement(Act.HOLD, "AfterInterruption", f"{for_s}; {why}")
     if lost.disarmed:  # last: it does not end a fencing under way, and what stands above does
         return Judgement(Act.HOLD, "FailoverDisarmed", f"{for_s}; failover is disarmed: {lost.disarmed}")
     common = f"; {herd.correlated}" if herd.correlated else ""

@@ -239,8 +239,9 @@ def _decide_start(work: _Work, operation: VirtualMachineOperation, vm: VirtualMa
         return Wait(operation, Reason.TARGET_UNSCHEDULABLE, why)
     demand = _demand(work, operation, vm)
     choice = choose_node(work.nodes, demand)
-    if operation.status.planned and not demand.node_name:  # placed with others; anywhere, once that fits no more
-        planned = choose_node(work.nodes, replace(demand, node_name=operation.status.planned))
+    planned_name = operation.status.planned  # placed with others; anywhere, once that fits no more, or failed there
+    if planned_name and planned_name not in demand.avoid and not demand.node_name:
+        planned = choose_node(work.nodes, replace(demand, node_name=planned_name))
         choice = planned if planned.node is not None or planned.full else choice
     if choice.node is None and choice.full:
         return Wait(operation, Reason.NOT_READY, "waits for a node that fits: each starts as many as it may at a time")

@@ -24,10 +24,12 @@ class Placement:
         targets: Node by VM. Carried out in this order, each holds all rules and fits when its turn comes; and any that
             are carried out at once do, for VMs whose nodes are excluded.
         stranded: VMs that find no place, with the reason.
+        after: Of VMs that rules concern, the earlier ones that their place depends on.
     """
 
     targets: Mapping[Key, str] = field(default_factory=dict)
     stranded: Mapping[Key, str] = field(default_factory=dict)
+    after: Mapping[Key, frozenset[Key]] = field(default_factory=dict)
 
 
 def place_all(
@@ -70,6 +72,7 @@ class _Try:
         self._starting = starting
         self._is_tight = is_tight
         self._board = Board(snapshot)
+        self._after: dict[Key, frozenset[Key]] = {}
         self._largest = (int(self._board.memory_mib.max(initial=1)), int(self._board.cpu_millicores.max(initial=1)))
 
     def run(self, vms: list[VirtualMachine], *, by_priority: bool) -> Placement:
@@ -94,7 +97,7 @@ class _Try:
             if len(left) == before:
                 break
         stranded |= {vm.key: self._board.explain(demands[vm.key]).explain() for vm in left}
-        return Placement(targets, dict(sorted(stranded.items())))
+        return Placement(targets, dict(sorted(stranded.items())), self._after)
 
     def _place(self, vm: VirtualMachine, demand: Demand, targets: dict[Key, str]) -> bool:
         board = self._board
@@ -104,6 +107,8 @@ class _Try:
         node = board.choose(demand, among, is_tight=self._is_tight)
         if node is None:
             return False
+        if demand.company is not None and (earlier := board.neighbours.related(vm.key) & targets.keys()):
+            self._after[vm.key] = frozenset(earlier)
         targets[vm.key] = board.names[node]
         board.take(node, demand)
         source = board.index.get(vm.status.node_name)

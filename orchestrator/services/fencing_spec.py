@@ -7,7 +7,8 @@ from orchestrator.resources import NodeFencing
 from orchestrator.resources.fencing import NodeFencingSpec
 from orchestrator.services import fencing
 from orchestrator.services.classes import ChangedMeanwhile, check_version
-from orchestrator.services.context import Context, deciding
+from orchestrator.services.context import Context
+from orchestrator.services.labelling import with_metadata
 from orchestrator.store import keys
 from orchestrator.store.connection import redis_errors
 
@@ -42,17 +43,7 @@ def _put(ctx: Context, wanted: NodeFencing, before: NodeFencingSpec) -> NodeFenc
         return wanted.spec
 
     stored = fencing.set_fencing(ctx, wanted.name, change)
-    if ctx.store.is_dry:
-        return stored
-
-    def decide() -> NodeFencing:
-        old = ctx.store.get(NodeFencing, wanted.name)
-        meta = old.metadata.with_(labels=wanted.metadata.labels, annotations=wanted.metadata.annotations)
-        if meta == old.metadata:
-            return old
-        return cast("NodeFencing", ctx.store.must_commit(ctx.store.batch().put(old, old.with_(metadata=meta)))[0])
-
-    return deciding(decide)
+    return with_metadata(ctx, stored, wanted.metadata)
 
 
 def disarmed(ctx: Context) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from typing import TypeVar
 
 from orchestrator.errors import Invalid
-from orchestrator.resources import Resource, VirtualMachineOperation, finalizers
+from orchestrator.resources import ObjectMeta, Resource, VirtualMachineOperation, finalizers
 from orchestrator.services.classes import check_version
 from orchestrator.services.context import Context, deciding
 from orchestrator.services.operations import check_priority
@@ -56,3 +56,11 @@ def update_labels(ctx: Context, wanted: R) -> R:
         return ctx.store.must_commit(ctx.store.batch().put(old, old.with_(metadata=meta)))[0]  # type: ignore[return-value]
 
     return deciding(decide)
+
+
+def with_metadata(ctx: Context, stored: R, wanted: ObjectMeta) -> R:
+    """Give a resource that was just stored the labels and annotations that are wanted; nothing else of them counts."""
+    if ctx.store.is_dry:
+        return stored
+    meta = stored.metadata.with_(labels=wanted.labels, annotations=wanted.annotations, resource_version="")
+    return update_labels(ctx, stored.with_(metadata=meta))

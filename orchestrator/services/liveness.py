@@ -8,6 +8,7 @@ Here stand rules 6, 7, 9 and 11 of TAKEOVER.md as far as they need a clock; what
 commit itself (`services.takeover`). Nothing is restarted from here: evidence is, by `services.failover`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -94,6 +95,7 @@ class Liveness:
         self._quiet_since = 0.0
         self._wait_more_s = 0.0
         self._majority_since: float | None = None
+        self._many_at = -math.inf
 
     def scan(self) -> None:
         """Look at all leases once, and act on what they show."""
@@ -105,6 +107,7 @@ class Liveness:
         watched = {name: self._watched(name, seen, clock) for name in nodes if name not in firsts}
         ttl = self.ctx.config.lease_ttl
         lost = {name for name, w in watched.items() if w.is_expired(ttl)}
+        silent = lost | {name for name, w in watched.items() if w.is_late(self.ctx.config.timing)}
         members = seen.membership.members.keys() or nodes.keys()
         fresh = sum(name in watched and name not in lost for name in members)
         if 2 * fresh <= len(members):
@@ -118,11 +121,15 @@ class Liveness:
         herd = Circumstances(
             members=len(members),
             lost=len(lost),
+            late=len(silent),
             quiet_s=clock - self._quiet_since,
             wait_more_s=self._wait_more_s,
             max_unhealthy=self.ctx.config.max_unhealthy,
-            correlated=correlation(lost, labels, self.ctx.config.correlation_labels),
+            correlated=correlation(silent, labels, self.ctx.config.correlation_labels),
+            many_ago_s=clock - self._many_at,
         )
+        if herd.are_too_many(herd.lost):
+            self._many_at = seen.glance.read_at
         for name in sorted(lost):
             self._act(nodes[name], watched[name], herd, seen)
 
@@ -238,12 +245,13 @@ class Liveness:
         timing = lease.timing if lease is not None else self.ctx.config.timing
         margin = max(timing.margin, self.ctx.config.takeover_margin or 0)
         lost = self._lost(node, watched, found, seen)
-        judgement = judge(lost, herd, timing, margin)
+        is_open = found is not None and found.status.phase.is_open
+        judgement = judge(lost, herd, timing, margin, is_open=is_open)
         if judgement.act is Act.FENCE and self._is_alive_otherwise(watched):
             message = "its heartbeat is dead, and its agent lives: it is not fenced"
             judgement = Judgement(Act.NOT_READY, "AgentAlive", message)
-        is_open = found is not None and found.status.phase.is_open
-        if is_open and judgement.reason == "AfterInterruption":
+        is_told = found is not None and found.status.reason == "TooManyLost"
+        if judgement.reason == "AfterInterruption" and (is_open or is_told):
             return  # it goes on when its time has come again
         if judgement.act is not Act.FENCE and not (is_open and judgement.reason == "FailoverDisarmed"):
             if not lost.is_witness:

@@ -14,7 +14,7 @@ from orchestrator.logs import logger
 from orchestrator.planner.policy import next_step
 from orchestrator.queues import lifecycle_queue
 from orchestrator.resources import GrantState, VirtualMachine, VirtualMachineOperation
-from orchestrator.services import adoption_orders, drains, maintenances, policies, preflight, settling
+from orchestrator.services import adoption_orders, drains, looking, maintenances, policies, preflight, settling
 from orchestrator.services.arming import keep_arming
 from orchestrator.services.classes import keep_classes
 from orchestrator.services.context import Context, deciding, grant_queue, send_grant, send_orders, wake_grant
@@ -126,6 +126,9 @@ def _has_unread(ctx: Context, node: str) -> bool:
 def _press(ctx: Context, key: str) -> None:
     if adoption_orders.is_timer(key):
         adoption_orders.press(ctx, key)
+        return
+    if looking.is_timer(key):
+        looking.drop_overdue(ctx, key)
         return
     if drains.is_timer(key):
         drains.press(ctx, key)

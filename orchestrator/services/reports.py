@@ -23,7 +23,16 @@ from orchestrator.resources import (
     VirtualMachineOperation,
     finalizers,
 )
-from orchestrator.services import adoption_answers, drains, inventory, migrations, policies, preflight, settling
+from orchestrator.services import (
+    adoption_answers,
+    drains,
+    inventory,
+    looking,
+    migrations,
+    policies,
+    preflight,
+    settling,
+)
 from orchestrator.services.context import (
     Context,
     deciding,
@@ -114,6 +123,9 @@ def _handle(  # noqa: C901, PLR0912 - a table, one kind a branch
         case "Checked" | "Described":
             is_awaited = preflight.take_answer(ctx, batch, node, report, at)
             return [partial(wake_grant, ctx)] if is_awaited else []
+        case "Looked":
+            looking.take_answer(ctx, batch, node, body)
+            return []
         case "Listing":
             return _seen(ctx, node, inventory.take_listing(ctx, batch, node, report, at))
         case "Domain":

@@ -20,7 +20,7 @@ are removed by the commit that ends it:
 | `open-grants` | hash VM -> operation | control | none; index: one open grant a VM; ends with the grant |
 | `adopted` | hash uid -> definition | control | none; how a domain was defined when it was adopted, **with its
   secrets**: in no document, event or log; ends with its VM |
-| `answers:<id>` | list | control | 10 min: what an agent told of its domains, for whoever asked |
+| `answers:<id>` | list | control | 10 min: what an agent told of its domains, or saw of another host |
 | `claims:<node>` | hash -> "MiB millicores" | control | none; index of VMs; reservations end with their grant |
 | `slots:cluster`, `slots:outbound:<node>`, `slots:inbound:<node>` | set of operations | control | none: a
   grant that ran out is suspect and keeps its slots until it is settled |

@@ -13,6 +13,7 @@ import redis
 from orchestrator.lease import Lease, Reply, read_reply
 from orchestrator.resources.adoption import AdoptionOrder, AdoptionOrderKind
 from orchestrator.resources.grant import NodeGrant, Order
+from orchestrator.resources.looking import LookOrder
 from orchestrator.settings import settings
 from orchestrator.store import keys
 from orchestrator.store.calls import lease_arguments
@@ -25,7 +26,7 @@ class Report:
 
     Attributes:
         number: The node's counter.
-        kind: `Began`, `Progress`, `Ended`, `Answer`, `Adoption`, `Listing`, `Domain` or `HypervisorLost`.
+        kind: `Began`, `Progress`, `Ended`, `Answer`, `Adoption`, `Looked`, `Listing`, `Domain` or `HypervisorLost`.
         body: What it says; see the handlers in `services.reports`.
     """
 
@@ -118,7 +119,7 @@ class NodeStore:
             grant = cast("str | None", self.redis.hget(keys.grants(self.node), operation))
         return NodeGrant.model_validate_json(grant) if grant else None
 
-    def orders(self) -> dict[str, Order | AdoptionOrder | None]:
+    def orders(self) -> dict[str, Order | AdoptionOrder | LookOrder | None]:
         """Read the orders that wait for an answer, by id; None stands for the order to list everything."""
         with redis_errors(self.redis):
             found = cast("dict[str, str]", self.redis.hgetall(keys.orders(self.node)))
@@ -157,8 +158,10 @@ class NodeStore:
 _ADOPTION_KINDS = frozenset(kind.value for kind in AdoptionOrderKind)
 
 
-def _read_order(body: str) -> Order | AdoptionOrder | None:
+def _read_order(body: str) -> Order | AdoptionOrder | LookOrder | None:
     kind = json.loads(body)["kind"]
     if kind == "list":
         return None
+    if kind == "look":
+        return LookOrder.model_validate_json(body)
     return AdoptionOrder.model_validate_json(body) if kind in _ADOPTION_KINDS else Order.model_validate_json(body)

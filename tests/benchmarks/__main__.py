@@ -31,11 +31,13 @@ BENCHMARKS = {
     "throughput": "throughput",
     "rebalancing": "rebalancing",
     "draining": "draining",
+    "liveness": "liveness",
     "latency": "latency",
     "emptying": "emptying",
+    "failover": "failover",
 }
 """By name, the module; those that need a lab come last."""
-NEED_LAB = ("latency", "emptying")
+NEED_LAB = ("latency", "emptying", "failover")
 INTERRUPTED = 130
 _WIDTH = 120
 """Of a file."""
@@ -95,7 +97,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description="Measure, and print figures in tables.")
     parser.add_argument("--only", action="append", choices=BENCHMARKS, metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
-    parser.add_argument("--rounds", type=int, default=4, help="of emptying, each way (default 4)")
+    parser.add_argument("--rounds", type=int, default=4, help="of emptying, each way, and of failover (default 4)")
     parser.add_argument("--samples", type=int, default=60, help="of latency (default 60)")
     return parser.parse_args(arguments)
 

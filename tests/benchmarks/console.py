@@ -2,8 +2,8 @@
 
 Without a lab: a plain Redis, one `vmherd api` process with the console, and headless Chromium on the same machine.
 First paint is from the click to the first row that can be read; a filter's reaction is from the last letter (the field
-waits for 200 ms, in case more are typed) to the list that is right; a change's is from its commit to the cell that shows
-it.
+waits for 200 ms, in case more are typed) to the list that is right; a change's is from its commit to the cell that
+shows it.
 """
 
 import tempfile

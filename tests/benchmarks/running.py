@@ -15,7 +15,7 @@ class Bench:
 
     Attributes:
         progress: Where bars are drawn; nothing is, into a file.
-        rounds: Of `emptying`, each way.
+        rounds: Of `emptying`, each way, and of `failover`, of each kind.
         samples: Of `latency`.
     """
 

@@ -130,10 +130,10 @@ class Visitor:
         """Give the window that asks."""
         return self.page.get_by_role("dialog")
 
-    def look(self, name: str) -> None:
-        """Keep a screenshot, and see that nothing is wider than the screen."""
+    def look(self, name: str, *, whole: bool = True) -> None:
+        """Keep a screenshot (of the whole page, or what the screen shows), and see that nothing is wider."""
         width = self.page.viewport_size["width"] if self.page.viewport_size else 0
-        self.page.screenshot(path=screenshot(f"console-{name}-{width}"), full_page=True)
+        self.page.screenshot(path=screenshot(f"console-{name}-{width}"), full_page=whole)
         assert self.page.evaluate(_OVERFLOWING) == []
 
 

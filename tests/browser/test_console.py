@@ -141,7 +141,7 @@ def test_a_node_is_emptied_after_its_plan_was_shown_and_takes_vms_again(served: 
     operator.row(node).get_by_role("button", name="Cordon + Drain").click()
     expect(operator.window()).to_contain_text("default/vm-4")
     expect(operator.window().get_by_role("status")).to_contain_text("about")
-    operator.look("drain-plan")
+    operator.look("drain-plan", whole=False)
     operator.window().get_by_role("button", name="Cancel").click()
     expect(operator.window()).to_be_hidden()
     assert served.console.vmherd("get", "node", node).count("SchedulingDisabled") == 0, "cancelled is not done"
@@ -155,7 +155,7 @@ def test_a_node_is_emptied_after_its_plan_was_shown_and_takes_vms_again(served: 
     expect(operator.cell(node, "Status")).not_to_contain_text("SchedulingDisabled")
     page.get_by_role("link", name="Overview").click()
     expect(page.get_by_role("img", name=re.compile("The last 24 hours"))).to_be_visible()
-    expect(page.get_by_role("table", name="The latest of it")).to_contain_text(f"{node}: Uncordoned")
+    expect(page.get_by_role("region", name="The latest of it")).to_contain_text(f"{node}: Uncordoned")
 
 
 def test_a_viewer_sees_no_buttons_and_is_refused(served: Served, viewer: Visitor) -> None:
@@ -255,7 +255,7 @@ def test_each_page_fits_its_screen_in_light_and_dark(served: Served, size: tuple
         visitor.row("default/vm-1").get_by_role("button", name="Actions for vm-1").click()
         page.get_by_role("menuitem", name="Restart").click()
         expect(visitor.window()).to_be_visible()
-        visitor.look("window")
+        visitor.look("window", whole=False)
         page.keyboard.press("Escape")
         expect(visitor.window()).to_be_hidden()
         page.get_by_role("link", name="vm-1", exact=True).click()

@@ -24,6 +24,7 @@ from tests.contract.machines import (
 from tests.lab.lab import Lab
 from tests.waiting import wait_until
 from workers.hypervisor.domain_xml import MARKER_NAMESPACE
+from workers.hypervisor.drivers import look_by_libvirt
 from workers.hypervisor.libvirt_driver import LibvirtHypervisor
 from workers.hypervisor.port import DomainState, EventKind, MigrationEnd, MigrationRequest, StorageLocked
 
@@ -80,6 +81,20 @@ def test_the_lock_on_an_image_is_told_apart(libvirt_pair: LibvirtHostPair, machi
     assert pair.target.domain(second.uuid) is None
     pair.source.destroy(machine.uuid)
     assert pair.target.start(pair.equipped_xml(second.name, second.uuid), MARKER).state is DomainState.RUNNING
+
+
+def test_another_host_is_looked_at_by_its_daemon(libvirt_pair: LibvirtHostPair, machine: Machine) -> None:
+    pair = libvirt_pair
+    pair.target.start(pair.blank_xml(machine.name, machine.uuid), MARKER)
+    assert [domain.marker for domain in look_by_libvirt(pair.target_uri)] == [MARKER]
+    with pytest.raises(HypervisorUnavailable):
+        look_by_libvirt(pair.away_uri)
+    pair.freeze_daemon("target")
+    try:
+        with pytest.raises(HypervisorUnavailable):
+            look_by_libvirt(pair.target_uri)
+    finally:
+        pair.thaw_daemon("target")
 
 
 def test_a_starting_machine_is_read(libvirt_pair: LibvirtHostPair, machine: Machine) -> None:

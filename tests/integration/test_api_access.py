@@ -63,7 +63,13 @@ MAY: dict[str, dict[str, set[str]]] = {
     "nodes": {"read": READERS, "update": OPERATORS, "patch": OPERATORS, "delete": ADMINS},
     "virtualmachineclasses": {"read": READERS, "create": ADMINS, "update": ADMINS, "patch": ADMINS, "delete": ADMINS},
     "namespaces": {"read": READERS, "create": ADMINS, "update": ADMINS, "patch": ADMINS, "delete": ADMINS},
-    "nodedrains": {"read": READERS, "create": OPERATORS, "delete": OPERATORS},
+    "nodedrains": {
+        "read": READERS,
+        "create": OPERATORS,
+        "update": OPERATORS,
+        "patch": OPERATORS,
+        "delete": OPERATORS,
+    },
     "maintenances": {
         "read": READERS,
         "create": OPERATORS,

@@ -160,6 +160,9 @@ PLACES = st.sampled_from(
         ("PATCH", "/api/v1/namespaces/default"),
         ("DELETE", f"{VMS}/nope"),
         ("DELETE", f"{OPERATIONS}/nope"),
+        *(("POST", f"/apis/vmherd.dev/v1/{kind}") for kind in ("nodedrains", "maintenances", "nodefencings")),
+        ("POST", "/apis/vmherd.dev/v1/nodedrains/-/plan"),
+        ("PATCH", "/apis/vmherd.dev/v1/rebalancepolicies/cluster?fieldManager=fuzz"),
     ]
 )
 

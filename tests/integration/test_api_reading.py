@@ -29,6 +29,18 @@ def root(api: ServedApi) -> httpx.Client:
     return api.client()
 
 
+def ended_without_an_end(connection: socket.socket) -> bool:
+    """Read what is left on a connection; tells whether it broke off."""
+    connection.settimeout(30)
+    last = b""
+    try:
+        while piece := connection.recv(1_000_000):
+            last = piece[-5:]
+    except ConnectionResetError:
+        return True
+    return last != b"0\r\n\r\n"
+
+
 def create(store: Store, *resources: Resource) -> list[Resource]:
     batch = store.batch()
     for resource in resources:
@@ -308,6 +320,25 @@ class TestWatches:
             create(api.store, *batch)  # one commit: it comes in one piece, more than the queue takes
             last = watch.ended()
             assert (last["type"], last["object"]["code"], last["object"]["reason"]) == ("ERROR", 410, "Expired")
+
+    def test_a_watcher_that_takes_nothing_is_hung_up_on(self, redis_url: str) -> None:
+        """What its connection holds is full, and its place is free again."""
+        with ServedApi(redis_url, api_send_timeout=1, api_watch_queue=10_000, api_watches_per_client=1) as api:
+            root = api.client()
+            token = root.headers["authorization"]
+            wait_until(lambda: root.get(VMS).status_code == 200, 10, "the token is known")
+            with socket.socket() as stalled:
+                stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                stalled.connect(("127.0.0.1", api.port))
+                head = f"GET {VMS}?watch=true HTTP/1.1\r\nHost: localhost\r\nAuthorization: {token}\r\n\r\n"
+                stalled.sendall(head.encode())
+                wait_until(lambda: Watching(root, VMS, timeoutSeconds=1).status == 429, 20, "its watch is open")
+                for number in range(100):
+                    vm = a_vm(f"vm-{number}")
+                    large = vm.metadata.with_(annotations={"text": "x" * 100_000})
+                    create(api.store, vm.with_(metadata=large))
+                wait_until(lambda: Watching(root, VMS, timeoutSeconds=1).status == 200, 60, "its place is free again")
+                assert ended_without_an_end(stalled)
 
     def test_watches_of_one_client_are_bounded(self, redis_url: str) -> None:
         with ServedApi(redis_url, api_watches_per_client=2) as api:

@@ -22,7 +22,7 @@ from orchestrator.resources import (
 from orchestrator.resources.fencing import FenceLevel, FencePhase
 from orchestrator.services import fencing as services
 from orchestrator.services.failover import recover_node
-from orchestrator.services.fencing import arm, confirm, disarm, read_power
+from orchestrator.services.fencing import Tools, arm, confirm, disarm, read_power
 from orchestrator.services.inventory import put_node
 from orchestrator.services.liveness import Liveness
 from orchestrator.services.nodes import set_labels, set_unschedulable
@@ -262,6 +262,37 @@ class TestBmc:
         stage.store.must_commit(stage.store.batch().put(node, node.with_status(hypervisor=uri)))
         assert herd.until_tried("n1").status.reason == "HypervisorAnswers"
         assert herd.switches.cut == []
+
+    @pytest.mark.parametrize(
+        ("sees", "is_cut"),
+        [
+            ({"guests": [{"vm": "default/a", "incarnation": 1}]}, False),
+            ({"guests": []}, True),  # it booted, and runs nothing
+            ({"problem": "it did not answer within 5 s"}, True),  # its port takes connections all the same
+        ],
+        ids=["shows-its-vm", "shows-none", "hangs"],
+    )
+    def test_what_other_agents_see_decides(
+        self, stage: Stage, herd: FencingStage, sees: dict[str, Any], *, is_cut: bool
+    ) -> None:
+        stage.add_vm("a", "n1")
+        herd.configure("n1", bmc=a_bmc("n1"))
+        herd.beating.discard("n1")
+        node = stage.store.get(Node, "n1")
+        uri = node.status.hypervisor.with_(migration_uri="qemu+tcp://n1/system")
+        stage.store.must_commit(stage.store.batch().put(node, node.with_status(hypervisor=uri)))
+
+        def listens(_host: str, _port: int) -> bool:
+            stage.nodes["n2"].sees = sees
+            stage.nodes["n2"].answer()
+            stage.read()
+            return True
+
+        herd.tools = Tools(herd.switches, listens)
+        herd.until_tried("n1")
+        assert herd.switches.cut == (["n1"] if is_cut else [])
+        orders = [order for node in stage.nodes.values() for order in node.store.orders()]
+        assert not [order for order in orders if order.startswith("look:")]
 
 
 class TestDeadline:

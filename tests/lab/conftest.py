@@ -39,7 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """Keep the processes' logs of a failed test: the lab's own folder goes with the lab."""
     report = yield
-    lab = getattr(item, "funcargs", {}).get("lab")
+    given = getattr(item, "funcargs", {})
+    lab = given.get("lab") or getattr(given.get("herd"), "lab", None)
     if report.failed and isinstance(lab, Lab) and (lab.directory / "logs").exists():
         kept = Path(item.config.rootpath) / ".lab" / "failed" / re.sub(r"[^\w.-]+", "-", item.nodeid)
         shutil.rmtree(kept, ignore_errors=True)

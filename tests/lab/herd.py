@@ -20,7 +20,7 @@ import libvirt
 from orchestrator import Cluster
 from orchestrator.errors import NotFound, Refused
 from orchestrator.resources import OperationType, Resource, VirtualMachine, VirtualMachineOperation
-from orchestrator.services import fencing, operations, rebalancing, vms
+from orchestrator.services import fencing, nodes, operations, rebalancing, vms
 from orchestrator.services.context import deciding
 from orchestrator.store import access, keys
 from orchestrator.store.connection import connect
@@ -63,7 +63,8 @@ class LabHerd:
         env: Settings for every process, for example `VMHERD_BANDWIDTH_MIB_S`.
         entry: By process name, what is run in place of `-m orchestrator.cli`; for faults inside a process.
         watchdogs: Give each host one, which takes its power when it is not fed in time (`standin`). So that it is
-            armed, fencing is enabled; failover is disarmed, as these tests are about what resets a host.
+            armed, fencing is enabled; failover is disarmed until a test arms it.
+        witness: Name of a witness in the control plane's namespace; empty: there is none.
 
     Attributes:
         watchdogs: By host.
@@ -80,6 +81,7 @@ class LabHerd:
         env: Mapping[str, str] | None = None,
         entry: Mapping[str, list[str]] | None = None,
         watchdogs: bool = False,
+        witness: str = "",
     ) -> None:
         self.lab = lab
         self._source = source
@@ -88,6 +90,7 @@ class LabHerd:
         self.watchdogs = {host.name: put_in(host) for host in lab.hosts} if watchdogs else {}
         for name in self.watchdogs:
             self._entry.setdefault(f"{name}/heartbeat", ["-m", "tests.lab.heartbeat"])
+        self._witness = witness
         self.redis = lab.start_redis()
         self.cluster = Cluster(self.redis.url)
         self.processes: dict[str, Supervised] = {}
@@ -111,6 +114,8 @@ class LabHerd:
         for host in self.lab.hosts:
             for name in NODE_PROCESSES:
                 self.start_node(host.name, name)
+        if self._witness:
+            self.start_witness(self._witness)
         self.wait_ready([host.name for host in self.lab.hosts], timeout)
         rebalancing.change_policy(
             self.cluster.context, {"enabled": False}
@@ -160,6 +165,16 @@ class LabHerd:
         )
         return self.processes[key]
 
+    def start_witness(self, name: str) -> Supervised:
+        """Start a witness beside the control plane, with a Redis user of its own."""
+        nodes.add_witness(self.cluster.context, name)
+        env = self.environment(VMHERD_REDIS_URL=self._node_url(name, is_witness=True), VMHERD_NODE=name)
+        argv = self._argv(name, ["run", "witness"], None)
+        self.processes[name] = self.lab.supervise(
+            lambda: self.lab.control.popen(argv, env=env, log=name, cwd=self._source), name
+        )
+        return self.processes[name]
+
     def shut_down(self, host_name: str, *, timeout_s: float, grace_s: float) -> None:
         """Shut a host down in an orderly way, as far as `vmherd-guests.service` goes: returns once that lets it go on.
 
@@ -181,18 +196,22 @@ class LabHerd:
 
     def _node_environment(self, host_name: str) -> dict[str, str]:
         """The environment of a node's process: inside its host, and with its own Redis user."""
-        if host_name not in self._passwords:
-            client = connect(self.redis.url)
-            self._passwords[host_name] = access.enroll(client, host_name)
-            client.close()
-        base = self.redis.url_for_hosts.partition("@")[2]
         return self.environment(
-            VMHERD_REDIS_URL=f"redis://{access.user_name(host_name)}:{self._passwords[host_name]}@{base}",
+            VMHERD_REDIS_URL=self._node_url(host_name),
             VMHERD_NODE=host_name,
             VMHERD_MIGRATION_URI=self.lab.host(host_name).migration_uri,
             # This machine's own is nobody's here.
             VMHERD_WATCHDOG=str(self.watchdogs[host_name].path) if host_name in self.watchdogs else "off",
         )
+
+    def _node_url(self, name: str, *, is_witness: bool = False) -> str:
+        """The Redis of a node's own user, which is made the first time."""
+        if name not in self._passwords:
+            client = connect(self.redis.url)
+            self._passwords[name] = access.enroll(client, name, is_witness=is_witness)
+            client.close()
+        base = self.redis.url_for_hosts.partition("@")[2]
+        return f"redis://{access.user_name(name)}:{self._passwords[name]}@{base}"
 
     def environment(self, **more: str) -> dict[str, str]:
         """The environment of a process; from the source tree under test, whatever is installed."""
@@ -246,12 +265,12 @@ class LabHerd:
                 ),
                 timeout,
             )
-            self._free(guest.name)
+            self.free(guest.name)
         if up:
             for guest, _ in guests:
                 guest.wait_up(timeout)
 
-    def _free(self, name: str) -> None:
+    def free(self, name: str) -> None:
         """Take the nodeSelector off a VM, which held it on its first node."""
 
         def decide() -> None:  # the control plane writes the VM at the same time

@@ -48,7 +48,7 @@ def crowd(herd: LabHerd) -> tuple[Guest, Guest, str]:
     herd.cluster.create(herd.manifest(small, node=node, cores=math.ceil(whole * 0.1)))
     for guest in (large, small):
         herd.wait_vm(guest.name, lambda vm: vm.status.phase == "Running", 90)
-        herd._free(guest.name)
+        herd.free(guest.name)
     small.wait_up(90)
     assert reserved(herd, node) > 0.8
     return large, small, node

@@ -1,14 +1,18 @@
 """What emptying nodes will come to, and in which order evacuations are served."""
 
+from dataclasses import replace
 from datetime import timedelta
+from random import Random
 
-from hypothesis import given
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.planner.drain import Job, by_remaining_work, eta_s, lower_bound_s, plan_drain, schedule
+from orchestrator.planner.drain import DrainPlan, Job, by_remaining_work, eta_s, lower_bound_s, plan_drain, schedule
+from orchestrator.planner.migration import Go, plan_grants
 from orchestrator.resources import Key, NodeDrain, ObjectMeta, Priority
 from orchestrator.resources.drain import STRATEGY_ANNOTATION, DrainStatus, VmDrain, VmState
 from tests.builders import NOW, a_node_state, a_snapshot, a_vm, an_operation, some_needs
+from tests.small_herds import SmallHerd, random_herd
 
 AWAY = frozenset({"n1"})
 
@@ -50,6 +54,81 @@ def test_those_that_leave_other_nodes_need_their_place_too() -> None:
     assert plan_drain(snapshot, ours, away=away, bandwidth_mib_s=512).problem() == ""
     alone = plan_drain(snapshot, theirs, away=away, bandwidth_mib_s=512, besides=ours)
     assert list(alone.without_place) == ["default/b"]
+
+
+def drained_herd(seed: int) -> tuple[SmallHerd, list[str]]:
+    random = Random(seed)
+    return random_herd(random, nodes=4, vms=8).drained(random)
+
+
+drained_herds = st.integers(0, 10**9).map(drained_herd)
+some = settings(max_examples=80, phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink))
+
+
+def plan_for(herd: SmallHerd, leaving: list[str]) -> DrainPlan:
+    snapshot = herd.snapshot()
+    vms = [snapshot.vms[Key(f"default/{vm}")] for vm in leaving]
+    away = frozenset(herd.at[vm] for vm in leaving)
+    return plan_drain(snapshot, vms, away=away, bandwidth_mib_s=512)
+
+
+class TestEveryDrain:
+    """Over small herds with all kinds of rules, one or two nodes of which are emptied."""
+
+    @given(drained_herds, st.integers(-1, 7))
+    @some
+    def test_breaks_no_rule_and_no_capacity_at_any_step_also_when_one_fails(
+        self, given: tuple[SmallHerd, list[str]], which: int
+    ) -> None:
+        herd, leaving = given
+        at, failed = dict(herd.at), set[Key]()
+        ends: dict[Key, float] = {}
+        for number, move in enumerate(plan_for(herd, leaving).moves):
+            assert all(ends[vm] <= move.begins_s for vm in move.after), "what it needs has ended by then"
+            ends[move.job.vm] = move.ends_s
+            if number == which or failed & move.after:
+                failed.add(move.job.vm)
+                continue
+            vm = move.job.vm.partition("/")[2]
+            assert at[vm] == move.job.source
+            assert herd.may_land(vm, move.job.target, at), move
+            at[vm] = move.job.target
+
+    @given(drained_herds, st.randoms(use_true_random=False))
+    @some
+    def test_nor_do_its_grants_in_whatever_order_they_end(
+        self, given: tuple[SmallHerd, list[str]], random: Random
+    ) -> None:
+        """What is granted is decided anew each time; one VM, or none, never gets away."""
+        herd, leaving = given
+        at, failing = dict(herd.at), random.choice([None, *leaving])
+        left = [vm for vm in leaving if vm != failing]
+        while True:
+            operations = [
+                an_operation(f"e-{vm}", vm, priority=Priority.MAINTENANCE, created=n) for n, vm in enumerate(left, 1)
+            ]
+            snapshot = replace(herd.snapshot(at), pending=tuple(operations))
+            granted = [decision for decision in plan_grants(snapshot) if isinstance(decision, Go)]
+            if not granted:
+                break
+            random.shuffle(granted)
+            for go in granted:
+                vm = go.vm.name
+                assert herd.may_land(vm, go.target, at), go
+                at[vm] = go.target
+                left.remove(vm)
+        for vm in left:
+            assert not any(herd.may_land(vm, node, at) for node in herd.nodes if node != at[vm]), f"{vm} could go"
+
+    @given(drained_herds, st.randoms(use_true_random=False))
+    @some
+    def test_is_the_same_for_the_same_herd(self, given: tuple[SmallHerd, list[str]], random: Random) -> None:
+        herd, leaving = given
+        nodes, vms, order = list(herd.nodes.items()), list(herd.vms.items()), list(leaving)
+        for part in (nodes, vms, order):
+            random.shuffle(part)
+        shuffled = SmallHerd(dict(nodes), dict(vms), herd.at)
+        assert plan_for(shuffled, order) == plan_for(herd, leaving)
 
 
 jobs = st.lists(

@@ -17,7 +17,7 @@ UNBOUNDED = RebalanceSpec(max_moves=1000, max_gib=2**20)
 EVEN = UNBOUNDED.with_(even_out=True, deadband_percent=0)
 herds = st.integers(0, 10**9).map(lambda seed: random_herd(Random(seed), nodes=4, vms=7))
 some = settings(max_examples=40, phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink))
-smaller_herds = st.integers(0, 10**9).map(lambda seed: random_herd(Random(seed), nodes=3, vms=6))
+full_herds = st.integers(0, 10**9).map(lambda seed: random_herd(Random(seed), nodes=4, vms=8))
 
 
 def name(move: Move) -> str:
@@ -42,10 +42,10 @@ class TestEveryPlan:
         at = after(herd, plan)
         assert len(herd.wrong(at)) <= len(herd.wrong(herd.at))
 
-    @given(herds, st.integers(0, 20))
+    @given(herds, st.integers(0, 20), st.booleans())
     @some
-    def test_nor_when_any_one_of_its_moves_fails(self, herd: SmallHerd, which: int) -> None:
-        plan = plan_rebalance(herd.snapshot(), UNBOUNDED)
+    def test_nor_when_any_one_of_its_moves_fails(self, herd: SmallHerd, which: int, even: bool) -> None:
+        plan = plan_rebalance(herd.snapshot(), EVEN if even else UNBOUNDED)
         lost = {which % max(len(plan.moves), 1)}
         at = dict(herd.at)
         for number, move in enumerate(plan.moves):
@@ -63,14 +63,15 @@ class TestEveryPlan:
         at = after(herd, plan_rebalance(herd.snapshot(), policy))
         assert plan_rebalance(herd.snapshot(at), policy).moves == ()
 
-    @given(herds, st.randoms(use_true_random=False))
+    @given(herds, st.randoms(use_true_random=False), st.booleans())
     @some
-    def test_is_the_same_for_the_same_herd(self, herd: SmallHerd, random: Random) -> None:
+    def test_is_the_same_for_the_same_herd(self, herd: SmallHerd, random: Random, even: bool) -> None:
         nodes, vms = list(herd.nodes.items()), list(herd.vms.items())
         random.shuffle(nodes)
         random.shuffle(vms)
         shuffled = SmallHerd(dict(nodes), dict(vms), herd.at, herd.pinned)
-        assert plan_rebalance(shuffled.snapshot(), UNBOUNDED) == plan_rebalance(herd.snapshot(), UNBOUNDED)
+        policy = EVEN if even else UNBOUNDED
+        assert plan_rebalance(shuffled.snapshot(), policy) == plan_rebalance(herd.snapshot(), policy)
 
     @given(herds)
     @some
@@ -88,13 +89,13 @@ def test_evening_out_goes_on_after_a_repair_that_takes_a_sequence(seed: int) -> 
     assert plan_rebalance(herd.snapshot(at), EVEN).moves == ()
 
 
-@given(smaller_herds)
+@given(full_herds)
 @some
 def test_what_is_left_wrong_has_no_way_out(herd: SmallHerd) -> None:
     at = after(herd, plan_rebalance(herd.snapshot(), UNBOUNDED))
     then = SmallHerd(herd.nodes, herd.vms, at, herd.pinned)
     for vm in sorted(herd.wrong(at)):
-        assert not then.can_repair(vm, most=10_000), f"a sequence of legal moves repairs {vm}"
+        assert not then.can_repair(vm, most=20_000), f"a sequence of legal moves repairs {vm}"
 
 
 def test_the_least_memory_is_moved() -> None:

@@ -95,6 +95,7 @@ def frame(
     """
     session = session_of(request)
     ui.add_css(CSS)
+    ui.colors(primary="#1b5fa8", positive="#1d7a3e", negative="#b3261e")
     ui.add_head_html(SCRIPT)
     ui.page_title(f"{title} - vmherd")
     shade = request.cookies.get(DARK_COOKIE, "auto")
@@ -279,13 +280,14 @@ def table(columns: Sequence[Column], label: str, empty: str) -> ui.table:
         pagination=0,
     ).classes("rows")
     made.props("flat dense wrap-cells hide-pagination")
-    made.props["no-data-label"] = empty
+    made.props["role"] = "region"
     made.props["aria-label"] = label
     cells = "".join(
         f'<q-td key="{one.field}"><span class="title">{escape(one.label)}</span>'
         f"{one.cell or '<span>{{ props.row.' + one.field + ' }}</span>'}</q-td>"
         for one in columns
     )
+    made.add_slot("no-data", f'<span class="faint">{escape(empty)}</span>')
     made.add_slot("body", f'<q-tr :props="props" :data-row="props.row.key">{cells}</q-tr>')
     return made
 

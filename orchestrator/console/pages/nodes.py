@@ -198,7 +198,7 @@ class _Windows:
             heading(title)
             ui.label(plan.headline).props('role="status"')
             if plan.rows:
-                with ui.element("div").classes("plan w-full"):
+                with ui.element("div").classes("plan wide"):
                     fill(table(_PLAN, "Plan", ""), plan.rows)
             for note in plan.notes:
                 ui.label(note)

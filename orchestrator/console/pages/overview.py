@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from orchestrator.api.rights import is_allowed
 from orchestrator.console.charts import timeline
 from orchestrator.console.guard import PREFIX
-from orchestrator.console.herd_view import failover_risks, known_risk, mark_rows, marks, node_map
+from orchestrator.console.herd_view import failover_risks, known_risk, mark_rows, node_map
 from orchestrator.console.pages.frame import (
     AGE_CELL,
     AT_CELL,
@@ -94,14 +94,7 @@ def add_pages(console: Console) -> None:
 
         def draw_day() -> None:
             now = datetime.now(UTC)
-            live = console.live
-            found = marks(
-                [one for one in live.all(VirtualMachineOperation) if isinstance(one, VirtualMachineOperation)],
-                [one for one in live.all(NodeFencing) if isinstance(one, NodeFencing)],
-                [one for one in live.all(NodeDrain) if isinstance(one, NodeDrain)],
-                live.told,
-                now,
-            )
+            found = console.herd.day(now)
             show_html(day, timeline(found, now))
             fill(latest, mark_rows(found))
 

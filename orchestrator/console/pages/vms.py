@@ -110,13 +110,19 @@ def _list(console: Console, request: Request, namespace: str, *, may: bool) -> N
             on_change=lambda change: choose(search=change.value or ""),
         ).props('outlined dense clearable debounce="200" type="search"')
         phase = ui.select([ANY], value=ANY, label="Phase", on_change=lambda change: choose(phase=_value(change.value)))
-        node = ui.select([ANY], value=ANY, label="Node", on_change=lambda change: choose(node=_value(change.value)))
+        node = ui.select(
+            [ANY],
+            value=ANY,
+            label="Node",
+            with_input=True,
+            on_change=lambda change: choose(node=_value(change.value)),
+        )
     with ui.element("div").classes("box"):
         columns = (*_COLUMNS, Column("", "actions", _MENU)) if may else _COLUMNS
         shown = table(columns, "Virtual machines", "No virtual machine is like that")
         pager = Pager(lambda page: choose(page=page))
     for one in (phase, node):
-        one.props('outlined dense options-dense use-input="false"')
+        one.props("outlined dense options-dense")
 
     def draw() -> None:
         progress = under_way(console.live.operations.values())

@@ -32,7 +32,7 @@ def open_window(title: str) -> ui.dialog:
 
 def buttons(window: ui.dialog, confirm: str = "Confirm") -> ui.button:
     """Add "Cancel" and the button that confirms; gives the latter."""
-    with ui.row().classes("w-full justify-end"):
+    with ui.row().classes("wide end"):
         ui.button("Cancel", on_click=window.close).props("flat no-caps")
         return ui.button(confirm).props("no-caps autofocus")
 
@@ -49,7 +49,7 @@ def ask_operation(
         target = None
         if kind is OperationType.MIGRATE and is_allowed(session.identity, "list", "nodes", None):
             target = ui.select([ANYWHERE, *_targets(console, namespace, vm)], value=ANYWHERE, label="Target node")
-            target.props("outlined dense options-dense").classes("w-full")
+            target.props("outlined dense options-dense").classes("wide")
         confirm = buttons(window)
 
         async def do() -> None:

@@ -14,6 +14,7 @@ from orchestrator.logs import logger
 from orchestrator.planner.flow import Note
 from orchestrator.resources import Node, NodeFencing
 from orchestrator.resources.fencing import Bmc, FenceLevel, FencePhase
+from orchestrator.services import looking
 from orchestrator.services.context import Context, deciding
 from orchestrator.services.fencing.readings import away_when_on
 from orchestrator.services.fencing.state import (
@@ -63,8 +64,10 @@ def _seek(ctx: Context, tools: Tools, name: str, fencing: NodeFencing) -> "_NoEv
     lease = stored.lease if stored is not None else None
     if not _is_same(fencing, lease):
         return "its lease was renewed"
-    if node is not None and (lease is None or not lease.armed) and is_answering(tools, node):
-        return _NoEvidence("HypervisorAnswers", "its libvirt daemon takes connections: the host lives")
+    if node is not None and (lease is None or not lease.armed):
+        alive = _is_seen_alive(ctx, tools, node)
+        if alive:
+            return _NoEvidence("HypervisorAnswers", alive)
     bmc = fencing.spec.bmc
     if bmc is None:
         waits = "its watchdog's deadline is waited for" if lease is not None and lease.armed else "it has no watchdog"
@@ -88,6 +91,24 @@ def _seek(ctx: Context, tools: Tools, name: str, fencing: NodeFencing) -> "_NoEv
     except Conflict:
         return "changed meanwhile"
     return f"no evidence: {refused.check} {refused.detail}" if refused is not None else how
+
+
+def _is_seen_alive(ctx: Context, tools: Tools, node: Node) -> str:
+    """Say by what a host without a watchdog is known to live, though its heartbeat is dead; empty: by nothing.
+
+    What agents see by its libvirt daemon decides. Where none of them can say, it is enough that the daemon's port takes
+    connections, as tried from here: a daemon that hangs does so too.
+    """
+    wanted = looking.vms_of(ctx, node.name)
+    asked = looking.ask(ctx, node)
+    is_open = is_answering(tools, node)
+    wait_s = looking.OPEN_WAIT_S if is_open else looking.CLOSED_WAIT_S
+    seen = looking.collect(ctx, asked, wait_s, lambda look: looking.shows(look, wanted))
+    for name, look in seen.items():
+        if looking.shows(look, wanted):
+            count = sum(guest.vm in wanted for guest in look.guests)
+            return f"its libvirt daemon answers node {name}, and shows {count} of its {len(wanted)} VMs: the host lives"
+    return "its libvirt daemon takes connections: the host lives" if is_open and not seen else ""
 
 
 def _read_or_cut(

@@ -9,12 +9,12 @@ from uuid import uuid4
 
 from orchestrator.fencing.agents import FenceAgents, PowerSwitch
 from orchestrator.resources import Node
+from orchestrator.resources.looking import LIBVIRT_PORTS
 from orchestrator.services.context import Context
 from orchestrator.store import keys
 from orchestrator.store.connection import redis_errors
 
 _CONNECT_S = 2.0
-_PORTS = {"tls": 16_514, "tcp": 16_509}
 
 
 def is_listening(host: str, port: int) -> bool:
@@ -47,7 +47,7 @@ def default_tools() -> Tools:
 def is_answering(tools: Tools, node: Node) -> bool:
     """Whether a host's libvirt daemon takes connections."""
     parts = urlsplit(node.status.hypervisor.migration_uri)
-    port = parts.port or _PORTS.get(parts.scheme.partition("+")[2])
+    port = parts.port or LIBVIRT_PORTS.get(parts.scheme.partition("+")[2])
     return bool(parts.hostname) and port is not None and tools.is_listening(str(parts.hostname), port)
 
 

@@ -99,6 +99,7 @@ class SimulatedHeartbeat:
         watchdog: Of its host; None: it has none.
         boot_id: Of its host's boot.
         tell: Told what it would log.
+        is_witness: Its machine runs no VMs.
     """
 
     def __init__(
@@ -110,6 +111,8 @@ class SimulatedHeartbeat:
         watchdog: Watchdog | None,
         boot_id: str,
         tell: Tells,
+        *,
+        is_witness: bool = False,
     ) -> None:
         self._store = store
         self._schedule = processes.schedule
@@ -118,7 +121,7 @@ class SimulatedHeartbeat:
         self._tell = tell
         self._node = store.node
         self._mailbox = network.mailboxes[self._node] = deque()
-        identity = Identity(self._node, f"g{process.number}", boot_id, f"{self._node}:1")
+        identity = Identity(self._node, f"g{process.number}", boot_id, f"{self._node}:1", is_witness)
         self.heart = Heart(identity, settings().timing, has_watchdog=watchdog is not None, failsafe=settings().failsafe)
 
     def run(self) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from orchestrator.errors import HypervisorError
+from orchestrator.errors import HypervisorError, HypervisorUnavailable
 from orchestrator.queues import STARTS_PER_NODE, Task, lifecycle_queue, migrate_queue
 from orchestrator.settings import settings
 from orchestrator.store.node_store import NodeStore
@@ -14,7 +14,7 @@ from tests.scenarios.engine.redis_time import SimulatedRedis
 from tests.scenarios.engine.schedule import Killed, Process, Schedule
 from workers.adoption import run_adoption
 from workers.agent import Agent
-from workers.hypervisor.port import DomainEvent
+from workers.hypervisor.port import Domain, DomainEvent
 from workers.hypervisor.simulated import SimulatedHypervisor
 from workers.hypervisor.simulated_faults import Faults
 from workers.hypervisor.simulated_world import World
@@ -177,6 +177,14 @@ class Node:
 
         self._schedule.spawn(process, "main", run)
 
+    def _look(self, process: Process, host: str) -> list[Domain]:
+        """Look at another host, as far as the network goes."""
+        if {host, self.name} & self._network.cut:
+            raise HypervisorUnavailable(f"host {host} is not reached")
+        return SimulatedHypervisor(
+            ProcessLink(self._world, host, process, self._processes, self._called), host
+        ).domains()
+
     def _start_agent(self, process: Process) -> None:
         def run() -> None:
             agent = Agent(
@@ -184,6 +192,7 @@ class Node:
                 self._hypervisor(process),
                 f"simulated://{self.name}",
                 kill=self.kill_holder,
+                look=lambda uri: self._look(process, uri.rpartition("/")[2]),
                 boot_id=self._world.host(self.name).boot_id(),
             )
             try:

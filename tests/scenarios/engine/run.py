@@ -24,22 +24,24 @@ from orchestrator.resources import (
 from orchestrator.resources.vm import VirtualMachineStatus
 from orchestrator.services.context import Clock, Context
 from orchestrator.services.fencing import Tools
+from orchestrator.services.nodes import add_witness
 from orchestrator.services.recovery import NORMAL
 from orchestrator.settings import Settings, settings
 from orchestrator.store import Store, keys
 from orchestrator.store.access import enroll, user_name
+from orchestrator.store.node_store import NodeStore
 from tests.builders import uuid_of
 from tests.redis_server import RedisServer
 from tests.scenarios.engine.control import ControlPlane
 from tests.scenarios.engine.expected import Expectation, unmet
-from tests.scenarios.engine.heartbeat import PeerNetwork
+from tests.scenarios.engine.heartbeat import PeerNetwork, SimulatedHeartbeat
 from tests.scenarios.engine.invariants import Broken, Invariants
 from tests.scenarios.engine.mail import Mail
 from tests.scenarios.engine.node import Node
 from tests.scenarios.engine.power import PowerNetwork
 from tests.scenarios.engine.processes import Processes
 from tests.scenarios.engine.redis_time import SimulatedRedis, TimeOfDay, Touched
-from tests.scenarios.engine.schedule import Schedule, SimulatedClock
+from tests.scenarios.engine.schedule import Process, Schedule, SimulatedClock
 from tests.scenarios.engine.timeline import Entry, Timeline, stands
 from workers import clock as workers_clock
 from workers.hypervisor.port import Marker
@@ -157,6 +159,23 @@ class Run:
                 has_watchdog=has_watchdog,
                 tell=self.timeline.tell,
             )
+        for name in self.herd.get("witnesses", []):
+            self._start_witness(name)
+
+    def _start_witness(self, name: str) -> None:
+        add_witness(self.ctx, name)
+        password = enroll(self.redis, name, is_witness=True)
+        client = self._client(self.server.url.replace("://", f"://{user_name(name)}:{password}@"))
+        self._attend(client)
+
+        def start(process: Process) -> None:
+            store = NodeStore(client, name)
+            heartbeat = SimulatedHeartbeat(
+                process, store, self.processes, self.network, None, f"boot-{name}", self.timeline.tell, is_witness=True
+            )
+            self.schedule.spawn(process, "main", heartbeat.run)
+
+        self.processes.add(f"heartbeat@{name}", start)
 
     def _add_vms(self) -> None:
         """Put the VMs that run on record and on their hosts, as their first incarnation."""
@@ -230,6 +249,7 @@ class Run:
             self.schedule.run_until(float(second), self.check)
             if self._is_ready():
                 self.zero = self.schedule.now
+                self.power.configure()  # the BMCs are read, now that the leases are fresh
                 return
         state = [str(entry) for entry in self.ends()], self.redis.hgetall(keys.IDENTITY)
         raise ScenarioFailed(f"the herd does not come to its normal state: {state}")
@@ -238,7 +258,7 @@ class Run:
         ready = [node for node in self.timeline.all(NodeResource) if node.is_ready]
         is_normal = self.redis.hget(keys.IDENTITY, "state") == NORMAL
         are_up = all(_is_seen_running(vm) and self._is_up(vm) for vm in self.timeline.all(VirtualMachine))
-        return is_normal and are_up and len(ready) == len(self.nodes)
+        return is_normal and are_up and len(ready) == len(self.nodes) + len(self.herd.get("witnesses", []))
 
     def _is_up(self, vm: VirtualMachine) -> bool:
         guest = self.world.find(vm.metadata.uid).guest

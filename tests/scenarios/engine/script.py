@@ -18,7 +18,7 @@ from orchestrator.resources.maintenance import MaintenanceSpec
 from orchestrator.resources.scheduling import Affinity
 from orchestrator.resources.vmop import MigrateTo
 from orchestrator.services import drains, fencing, maintenances, operations, rebalancing, vms
-from orchestrator.services.nodes import set_unschedulable
+from orchestrator.services.nodes import set_labels, set_unschedulable
 from orchestrator.services.vms import update_vm
 from tests.builders import keep_apart
 from tests.scenarios.engine.mail import Fate
@@ -141,6 +141,12 @@ def _cordon(run: Run, words: list[str]) -> None:
 def _uncordon(run: Run, words: list[str]) -> None:
     """`NODE [bring-back]`."""
     drains.uncordon(run.ctx, words[0], bring_back="bring-back" in words)
+
+
+@verb("label")
+def _label(run: Run, words: list[str]) -> None:
+    """`NODE KEY=VALUE...`."""
+    set_labels(run.ctx, words[0], dict(word.split("=", 1) for word in words[1:]))
 
 
 @verb("drain")
@@ -347,9 +353,22 @@ def _bmc_fails(run: Run, words: list[str]) -> None:
     run.power.problems[words[0]] = " ".join(words[1:])
 
 
+@verb("bmc hangs")
+def _bmc_hangs(run: Run, words: list[str]) -> None:
+    """`NODE`: its agent does not end, and is killed after its time."""
+    run.power.hanging.add(words[0])
+
+
 @verb("bmc answers")
 def _bmc_answers(run: Run, words: list[str]) -> None:
-    del run.power.problems[words[0]]
+    run.power.problems.pop(words[0], None)
+    run.power.hanging.discard(words[0])
+
+
+@verb("set bmc")
+def _set_bmc(run: Run, words: list[str]) -> None:
+    """`NODE HOST`: put the BMC on record whose cable leads to a host; it is read at once."""
+    run.power.set_bmc(words[0], words[1])
 
 
 @verb("bmc lies")
@@ -363,7 +382,18 @@ def _bmc_lies(run: Run, words: list[str]) -> None:
 
 @verb("power off")
 def _power_off(run: Run, words: list[str]) -> None:
-    run.nodes[words[0]].power_off()
+    """`NODE [before|after POINT of PROCESS]`: of the node."""
+    node = run.nodes[words[0]]
+    if len(words) == 1:
+        node.power_off()
+        return
+    moment, point, _, process = words[1:]
+
+    def cut() -> None:
+        run.schedule.at(run.schedule.now, node.power_off)  # the process that is at this point dies first, and alone
+        run.processes.kill(process, restart_after_s=None)
+
+    run.processes.traps.append(Trap(run.processes.known(process), moment, point, cut))
 
 
 @verb("power on")
