@@ -15,4 +15,6 @@ touch /data/users.acl
 } >/data/users.acl.new
 mv /data/users.acl.new /data/users.acl
 
-exec redis-server /etc/vmherd/redis.conf --dir /data --aclfile /data/users.acl --bind '*' '-::*'
+# Its folder is another here, and must be there when the file is read.
+grep -v '^dir ' /etc/vmherd/redis.conf >/data/redis.conf
+exec redis-server /data/redis.conf --dir /data --aclfile /data/users.acl --bind '*' '-::*'

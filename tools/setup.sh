@@ -107,6 +107,8 @@ missing_packages() { # prints Debian's names of what is missing, one a line
         need zstd has zstd
         need e2fsprogs has mkfs.ext4 # the guest with a watchdog
         need prometheus has promtool
+        need docker.io has dockerd # an engine of the tests' own: tests/lab/docker_engine.py
+        need docker-compose has docker-compose
         need iptables has iptables
         need chromium has chromium # tests/browser
     fi
@@ -131,7 +133,8 @@ python_problem() {
 # ------------------------------------------------------------------------------------------------ Debian's packages
 
 enabled_services() { # units of the packages below that start at boot
-    { systemctl list-unit-files --state=enabled --no-legend --no-pager 'redis*' 'libvirt*' 'virt*' 2>/dev/null || true; } |
+    { systemctl list-unit-files --state=enabled --no-legend --no-pager 'redis*' 'libvirt*' 'virt*' \
+        'docker*' 'containerd*' 2>/dev/null || true; } |
         cut -d' ' -f1 | sort
 }
 
@@ -205,6 +208,13 @@ make_guest_image() { # cached under /var/cache/vmherd; from a kernel package tha
     }
 }
 
+make_container_images() { # cached likewise: what stands in for a registry of images
+    $VENV/bin/python -m tests.lab.container_images >"$LOG" 2>&1 || {
+        tail -n 15 "$LOG" >&2
+        give_up "What the containers are built from could not be made. The last lines are above, all of them in $LOG."
+    }
+}
+
 # ------------------------------------------------------------------------------------------------------------ steps
 
 exec 9<.
@@ -246,4 +256,5 @@ if ! is_venv_current; then make_venv; fi
 exec 9>&-
 if [ "$level" = lab ]; then
     make_guest_image
+    make_container_images
 fi

@@ -2,12 +2,13 @@
 
 import getpass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_client
+from orchestrator.cli.output import AsDocument, Documents, Results, document
 from orchestrator.errors import Invalid
 from orchestrator.resources import Node, NodeFencing, parse
 from orchestrator.resources.fencing import Bmc, FencePhase, NodeFencingSpec
@@ -30,9 +31,11 @@ CONFIRM_EXAMPLE = """Example:
 
 $ vmherd fence confirm node-1
 """
-STATUS_EXAMPLE = """Example:
+STATUS_EXAMPLE = """Examples:
 
 $ vmherd fence status
+
+$ vmherd fence status -o json
 """
 DISARM_EXAMPLES = """Examples:
 
@@ -49,12 +52,19 @@ OneNode = Annotated[str, typer.Option("--node", metavar="NODE", help="Of this no
 
 
 @fence.command("status", epilog=STATUS_EXAMPLE)
-def status() -> None:
+def status(output: AsDocument = None) -> None:
     """Show how each node may be fenced, and what came of the last time."""
     with open_client() as client:
         nodes = {node.name: node for node in client.all(Node) if not node.spec.witness}
         fencings = {fencing.name: fencing for fencing in client.all(NodeFencing)}
         disarmed = client.disarmed()
+    if output is not None:
+        everywhere = disarmed.get(keys.DISARMED_ALL)
+        found_all = [
+            _fields(name, nodes.get(name), fencings.get(name), disarmed) for name in sorted({*nodes, *fencings})
+        ]
+        terminal.write(document({"disarmed": everywhere, "nodes": found_all}, output))
+        return
     rows = [("NODE", "ENABLED", "BMC", "PHASE", "MESSAGE")]
     for name in sorted({*nodes, *fencings}):
         found = fencings.get(name) or NodeFencing.model_validate({"metadata": {"name": name}})
@@ -72,6 +82,18 @@ def status() -> None:
         terminal.write("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]))
     if why := disarmed.get(keys.DISARMED_ALL):
         terminal.tell(f"failover is disarmed: {why} (vmherd failover arm)")
+
+
+def _fields(name: str, node: Node | None, found: NodeFencing | None, disarmed: dict[str, str]) -> dict[str, Any]:
+    fencing = found or NodeFencing.model_validate({"metadata": {"name": name}})
+    return {
+        "node": name,
+        "enabled": fencing.is_enabled(node.metadata.labels if node is not None else {}),
+        "inHerd": node is not None,
+        "disarmed": disarmed.get(name),
+        "spec": fencing.manifest()["spec"],
+        "status": fencing.manifest().get("status", {}),
+    }
 
 
 @fence.command("set", epilog=SET_EXAMPLES)
@@ -97,6 +119,7 @@ def set_(  # noqa: PLR0913 - one option each
         bool | None,
         typer.Option("--leave-off/--power-on", help="What becomes of it afterwards.", show_default=False),
     ] = None,
+    output: AsDocument = None,
 ) -> None:
     """Say how a node may be fenced. It may join later."""
     options = {}
@@ -123,20 +146,22 @@ def set_(  # noqa: PLR0913 - one option each
 
     with open_client() as client:
         client.set_fencing(name, change)
-    terminal.write(f"nodefencing/{name} set")
+    _say(output, f"nodefencing/{name} set", node=name, set=True)
 
 
 @fence.command("test", epilog=TEST_EXAMPLE)
-def test(name: NodeName) -> None:
+def try_power(name: NodeName, output: AsDocument = None) -> None:
     """Ask a node's BMC for the power state, from this machine (or the API's), and do nothing else."""
     with open_client() as client:
-        terminal.write(f"node/{name} power is {client.test_power(name)}")
+        power = str(client.test_power(name))
+    _say(output, f"node/{name} power is {power}", node=name, power=power)
 
 
 @fence.command("confirm", epilog=CONFIRM_EXAMPLE)
 def confirm(
     name: NodeName,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    output: AsDocument = None,
 ) -> None:
     """Say that a lost node runs nothing any more: its virtual machines start elsewhere.
 
@@ -148,25 +173,34 @@ def confirm(
         found = client.find(NodeFencing, name)
         client.confirm_fencing(name, getpass.getuser())
     was = f" (was {found.status.phase})" if found and found.status.phase is not FencePhase.IDLE else ""
-    terminal.write(f"node/{name} fenced{was}")
+    _say(output, f"node/{name} fenced{was}", node=name, fenced=True)
 
 
 @failover.command("disarm", epilog=DISARM_EXAMPLES)
 def disarm(
     node: OneNode = "",
     reason: Annotated[str, typer.Option(help="For people.")] = "by a person",
+    output: AsDocument = None,
 ) -> None:
     """Let nothing be fenced. A fencing under way comes to its end first."""
     with open_client() as client:
         is_deferred = client.disarm(node, reason)
-    terminal.write(f"failover disarmed{f' for node/{node}' if node else ''}")
+    line = f"failover disarmed{f' for node/{node}' if node else ''}"
+    _say(output, line, armed=False, node=node or None, reason=reason, fencingGoesOn=is_deferred)
     if is_deferred:
         terminal.tell("a fencing is under way: it goes on to its end")
 
 
 @failover.command("arm", epilog=DISARM_EXAMPLES)
-def arm(node: OneNode = "") -> None:
+def arm(node: OneNode = "", output: AsDocument = None) -> None:
     """Let nodes be fenced again."""
     with open_client() as client:
         changed = client.arm(node)
-    terminal.write(f"failover {'armed' if changed else 'is armed'}{f' for node/{node}' if node else ''}")
+    line = f"failover {'armed' if changed else 'is armed'}{f' for node/{node}' if node else ''}"
+    _say(output, line, armed=True, node=node or None, changed=changed)
+
+
+def _say(output: Documents | None, line: str, **fields: Any) -> None:
+    results = Results(output)
+    results.add(line, **fields)
+    results.end()

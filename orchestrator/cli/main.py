@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command, get_group
 
+from orchestrator.cli.output import AsDocument, Results
 from orchestrator.cli.terminal import tell
 from orchestrator.errors import VmherdError
 
@@ -28,7 +29,7 @@ Redis is where VMHERD_REDIS_URL says; by default redis://127.0.0.1:6379/0.
 """
 VERSION_EXAMPLE = """Example:
 
-$ vmherd version
+$ vmherd version -o json
 """
 
 
@@ -120,11 +121,14 @@ def _all() -> None:
     """Makes it a group of commands."""
 
 
-def version() -> None:
+def version(output: AsDocument = None) -> None:
     """Print the version."""
     from importlib import metadata  # noqa: PLC0415 - the other commands don't need it
 
-    typer.echo(f"vmherd {metadata.version('vmherd')}")
+    results = Results(output)
+    found = metadata.version("vmherd")
+    results.add(f"vmherd {found}", version=found)
+    results.end()
 
 
 def main() -> None:

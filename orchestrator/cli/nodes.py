@@ -10,6 +10,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_client, open_context
 from orchestrator.cli.completion import complete_nodes
 from orchestrator.cli.files import private_file
+from orchestrator.cli.output import AsDocument, Documents, Results
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.errors import Conflict, Invalid, NotFound, Refused
 from orchestrator.resources import Node, parse
@@ -62,9 +63,9 @@ node = typer.Typer(name="node", help="Let hosts join the herd, and leave it.", n
 Nodes = Annotated[list[str], typer.Argument(metavar="NODE", help="Names of nodes.", autocompletion=complete_nodes)]
 
 
-def cordon(nodes: Nodes) -> None:
+def cordon(nodes: Nodes, output: AsDocument = None) -> None:
     """Let no virtual machine start or land on nodes. What runs there stays, and can be evicted."""
-    _set_unschedulable(nodes, unschedulable=True)
+    _set_unschedulable(nodes, output, unschedulable=True)
 
 
 def uncordon(
@@ -77,14 +78,17 @@ def uncordon(
             show_default=False,
         ),
     ] = None,
+    output: AsDocument = None,
 ) -> None:
     """Let virtual machines start and land on nodes again. A drain ends: what has not begun is dropped."""
-    _set_unschedulable(nodes, unschedulable=False, bring_back=bring_back)
+    _set_unschedulable(nodes, output, unschedulable=False, bring_back=bring_back)
 
 
-def _set_unschedulable(nodes: list[str], *, unschedulable: bool, bring_back: bool | None = None) -> None:
+def _set_unschedulable(
+    nodes: list[str], output: Documents | None, *, unschedulable: bool, bring_back: bool | None = None
+) -> None:
     done = "cordoned" if unschedulable else "uncordoned"
-    failures = Failures()
+    failures, results = Failures(), Results(output, is_list=True)
     with open_client() as client:
         for name in dict.fromkeys(nodes):
             try:
@@ -92,7 +96,9 @@ def _set_unschedulable(nodes: list[str], *, unschedulable: bool, bring_back: boo
             except (NotFound, Conflict, Refused) as error:
                 failures.add(str(error))
                 continue
-            terminal.write(f"node/{name} {done}" if changed else f"node/{name} already {done}")
+            line = f"node/{name} {done}" if changed else f"node/{name} already {done}"
+            results.add(line, node=name, unschedulable=unschedulable, changed=changed)
+    results.end()
     failures.end()
 
 
@@ -144,6 +150,7 @@ def enroll(
 def expel(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The host's name.")],
     force: Annotated[bool, typer.Option("--force", help="Though it is Ready, and may run virtual machines.")] = False,
+    output: AsDocument = None,
 ) -> None:
     """Take a host's Redis user away, and close its connections."""
     _check_node_name(name)
@@ -162,13 +169,16 @@ def expel(
             raise NotFound(f"node {name!r} is not enrolled: Redis has no user {access.user_name(name)!r}")
         access.expel(store.redis, name)
         remove_witness(ctx, name)
-        terminal.write(f"node/{name} expelled")
+    results = Results(output)
+    results.add(f"node/{name} expelled", node=name, expelled=True)
+    results.end()
 
 
 @node.command("label", epilog=LABEL_EXAMPLES)
 def label(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The node's name.")],
     labels: Annotated[list[str], typer.Argument(metavar="KEY=VALUE|KEY-", help="A minus removes a label.")],
+    output: AsDocument = None,
 ) -> None:
     """Set or remove labels of a node, by which virtual machines and their classes choose where they run."""
     changes: dict[str, str | None] = {}
@@ -180,7 +190,9 @@ def label(
         changes[text[:-1] if removes else key] = None if removes else value
     with open_client() as client:
         changed = client.set_labels(name, changes)
-    terminal.write(f"node/{name} {'labelled' if changed else 'not changed'}")
+    results = Results(output)
+    results.add(f"node/{name} {'labelled' if changed else 'not changed'}", node=name, changed=bool(changed))
+    results.end()
 
 
 @node.command("taint", epilog=TAINT_EXAMPLES)
@@ -189,6 +201,7 @@ def taint(
     taints: Annotated[
         list[str], typer.Argument(metavar="KEY[=VALUE]:EFFECT|KEY[:EFFECT]-", help="A minus removes taints.")
     ],
+    output: AsDocument = None,
 ) -> None:
     """Put taints on a node, or remove them: what does not tolerate them keeps off it.
 
@@ -204,7 +217,9 @@ def taint(
             wanted.append(parse(Taint, {"key": key, "value": value, "effect": effect}))
     with open_client() as client:
         changed = client.set_taints(name, wanted, removed)
-    terminal.write(f"node/{name} {'tainted' if changed else 'not changed'}")
+    results = Results(output)
+    results.add(f"node/{name} {'tainted' if changed else 'not changed'}", node=name, changed=bool(changed))
+    results.end()
 
 
 def _check_node_name(name: str) -> None:

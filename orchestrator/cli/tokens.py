@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from orchestrator.cli.ages import UNKNOWN, age, duration
 from orchestrator.cli.arguments import parse_duration
 from orchestrator.cli.describe import grid
 from orchestrator.cli.files import private_file
+from orchestrator.cli.output import AsDocument, Results, document
 from orchestrator.cli.session import open_store
 from orchestrator.cli.terminal import Failures
 from orchestrator.errors import Conflict, NotFound
@@ -32,7 +33,7 @@ $ vmherd token revoke ci
 """
 LIST_EXAMPLE = """Example:
 
-$ vmherd token list
+$ vmherd token list -o json
 """
 
 token = typer.Typer(name="token", help="Make and revoke tokens for the API.", no_args_is_help=True)
@@ -68,9 +69,12 @@ def create(
 
 
 @token.command("revoke", epilog=REVOKE_EXAMPLE)
-def revoke(names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names of tokens.")]) -> None:
+def revoke(
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names of tokens.")],
+    output: AsDocument = None,
+) -> None:
     """Make tokens worth nothing, at once; watches that were opened with them end."""
-    failures = Failures()
+    failures, results = Failures(), Results(output, is_list=True)
     with open_context() as ctx:
         for name in dict.fromkeys(names):
             try:
@@ -78,21 +82,38 @@ def revoke(names: Annotated[list[str], typer.Argument(metavar="NAME", help="Name
             except (Conflict, NotFound) as error:
                 failures.add(str(error))
                 continue
-            terminal.write(f"token/{name} revoked")
+            results.add(f"token/{name} revoked", token=name, revoked=True)
+    results.end()
     failures.end()
 
 
 @token.command("list", epilog=LIST_EXAMPLE)
-def list_() -> None:
+def list_(output: AsDocument = None) -> None:
     """Show all tokens, without their texts, which nobody has but those who were given them."""
     with open_store() as store:
         found = store.all(AccessToken)
+    now = datetime.now(UTC)
+    if output is not None:
+        terminal.write(document([_fields(one, now) for one in found], output))
+        return
     if not found:
         typer.echo("No tokens found.", err=True)
         return
-    now = datetime.now(UTC)
     lines = grid(("NAME", "ROLE", "NAMESPACES", "EXPIRES", "AGE"), [_row(one, now) for one in found])
     terminal.write("\n".join(line.removeprefix("  ") for number, line in enumerate(lines) if number != 1))
+
+
+def _fields(one: AccessToken, now: datetime) -> dict[str, Any]:
+    """What a document has of a token: no digest."""
+    spec, made_at = one.spec, one.metadata.creation_timestamp
+    return {
+        "name": one.name,
+        "role": spec.role.value,
+        "namespaces": list(spec.namespaces) if spec.namespaces is not None else None,
+        "createdAt": made_at.isoformat() if made_at is not None else None,
+        "expiresAt": spec.expires_at.isoformat() if spec.expires_at is not None else None,
+        "expired": one.has_expired(now),
+    }
 
 
 def _row(one: AccessToken, now: datetime) -> tuple[str, ...]:

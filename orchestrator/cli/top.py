@@ -8,7 +8,6 @@ import json
 import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -16,6 +15,7 @@ import typer
 from orchestrator.cli import terminal
 from orchestrator.cli.acting import quiet_logs
 from orchestrator.cli.ages import memory
+from orchestrator.cli.output import Documents, document
 from orchestrator.cli.overview import NodeLoad, OperationLine, Overview, overview
 from orchestrator.cli.session import open_store
 from orchestrator.cli.tables import Column, Layout, clean, phase_colour
@@ -49,13 +49,6 @@ _CLOCK_S: Final = 1.0
 _LEAST_LINES: Final = 3
 
 
-class Documents(StrEnum):
-    """How it is printed, where not as tables."""
-
-    JSON = "json"
-    YAML = "yaml"
-
-
 def top(
     once: Annotated[bool, typer.Option("--once", help="Print it once, as into a pipe.")] = False,
     output: Annotated[Documents | None, typer.Option("-o", "--output", help="Once, as a document.")] = None,
@@ -68,22 +61,13 @@ def top(
         herd.start()
         try:
             if output is not None:
-                terminal.write(_document(overview(herd), output))
+                terminal.write(document(json.loads(json.dumps(overview(herd).manifest())), output))
             elif once or not terminal.is_watched():
                 terminal.write("\n".join(plain(overview(herd))))
             else:
                 _live(herd, changed)
         finally:
             herd.stop()
-
-
-def _document(seen: Overview, output: Documents) -> str:
-    if output is Documents.JSON:
-        return json.dumps(seen.manifest(), indent=4, ensure_ascii=False)
-    import yaml  # noqa: PLC0415 - only where it is asked for
-
-    data = json.loads(json.dumps(seen.manifest()))
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120).rstrip("\n")
 
 
 def _live(herd: Herd, changed: threading.Event) -> None:

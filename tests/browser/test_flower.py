@@ -3,16 +3,15 @@
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 from playwright.sync_api import Browser, Page
-from playwright.sync_api import Error as PlaywrightError
 
 from orchestrator.cli.simulated_herd import HerdDirectory
 from orchestrator.queues import lifecycle_queue, migrate_queue
 from orchestrator.store.connection import connect
 from tests.browser.browsing import chromium, screenshot
+from tests.browser.flower import Row, lengths, reading, rows, tasks
 from tests.integration.test_simulated_herd import Herd
 from tests.processes import Processes
 from tests.redis_server import free_port
@@ -20,19 +19,8 @@ from tests.waiting import wait_until
 
 NODES = ("node-1", "node-2", "node-3")
 PASSWORD = "flower-of-the-test"
-USER = "vmherd"
 _LOOK_EVERY_S = 0.5
 pytestmark = pytest.mark.timeout(240)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of Flower's list of tasks."""
-
-    name: str
-    state: str
-    args: str
-    worker: str
 
 
 @pytest.fixture(scope="module")
@@ -65,47 +53,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, flower: str) -> Iterator[Page]:
-    """A page on Flower, by somebody who knows the password."""
-    context = browser.new_context(
-        base_url=flower,
-        http_credentials={"username": USER, "password": PASSWORD},
-        viewport={"width": 1440, "height": 900},
-    )
-    page = context.new_page()
-
-    def is_up() -> bool:
-        try:
-            return page.request.get("/healthcheck").ok
-        except PlaywrightError as error:
-            if "ECONNREFUSED" not in error.message:
-                raise
-            return False
-
-    wait_until(is_up, 60, "Flower answers", interval=_LOOK_EVERY_S)
-    yield page
-    context.close()
-
-
-_ROWS = "rows => rows.map(row => [...row.querySelectorAll('td')].map(cell => cell.textContent.trim()))"
-
-
-def tasks(page: Page, name: str = "") -> list[Row]:
-    """The first page of Flower's list as it is now (of the tasks of one name), by the names of its columns."""
-    with page.expect_response("**/tasks/datatable") as answer:
-        page.goto(f"/tasks?name={name}" if name else "/tasks")
-    assert answer.value.ok
-    page.wait_for_selector("#tasks-table tbody tr td")
-    columns = page.eval_on_selector_all("#tasks-table thead th", "cells => cells.map(cell => cell.dataset.column)")
-    found = page.eval_on_selector_all("#tasks-table tbody tr", _ROWS)
-    rows = [dict(zip(columns, row, strict=True)) for row in found if len(row) == len(columns)]
-    return [Row(one["name"], one["state"], one["args"], one["worker"]) for one in rows]
-
-
-def lengths(page: Page) -> dict[str, int]:
-    """Flower's list of queues."""
-    page.goto("/broker")
-    rows = page.eval_on_selector_all("#queue-table tbody tr", _ROWS)
-    return {row[0]: int(row[1]) for row in rows}
+    with reading(browser, flower, PASSWORD) as page:
+        yield page
 
 
 def test_nobody_sees_it_without_the_password(browser: Browser, page: Page, flower: str) -> None:
@@ -124,7 +73,7 @@ def test_each_task_shows_its_vm_its_operation_and_its_node_while_vms_move(herd: 
     def workers() -> set[str]:
         page.goto("/workers")
         page.wait_for_selector("#workers-table tbody tr td")
-        return {row[0] for row in page.eval_on_selector_all("#workers-table tbody tr", _ROWS)}
+        return {row[0] for row in rows(page, "#workers-table")}
 
     expected = {f"{role}@{node}" for node in NODES for role in ("migrate", "lifecycle")}
     wait_until(

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import yaml
 
 from orchestrator.resources import OperationPhase, Reason
+from tests.builders import a_node
 from tests.integration.command import Running, Vmherd
 
 
@@ -48,3 +50,59 @@ def test_waiting_prints_nothing_but_the_operation_at_its_end_and_its_code_says_h
     printed = json.loads("\n".join(evict.lines))
     assert printed["status"]["phase"] == "Failed"
     assert any("no luck" in line for line in evict.errors)
+
+
+def join(vmherd: Vmherd, *names: str) -> None:
+    batch = vmherd.store.batch()
+    for name in names:
+        batch.create(a_node(name))
+    vmherd.store.must_commit(batch)
+
+
+def read(vmherd: Vmherd, *arguments: str) -> Any:
+    return json.loads(vmherd.ok(*arguments, "-o", "json"))
+
+
+def test_what_was_done_to_nodes_is_a_document_too_and_the_code_still_tells_of_what_failed(vmherd: Vmherd) -> None:
+    join(vmherd, "n1", "n2")
+    done = read(vmherd, "cordon", "n1", "n2")
+    assert done == [{"node": name, "unschedulable": True, "changed": True} for name in ("n1", "n2")]
+    half = vmherd.run("uncordon", "n1", "n9", "-o", "json")
+    assert half.returncode == 1
+    assert json.loads(half.stdout) == [{"node": "n1", "unschedulable": False, "changed": True}]
+    assert "n9" in half.stderr
+    assert json.loads(vmherd.run("cordon", "n9", "-o", "json").stdout) == []
+    assert read(vmherd, "node", "label", "n1", "zone=a") == {"node": "n1", "changed": True}
+    assert read(vmherd, "node", "label", "n1", "zone=a") == {"node": "n1", "changed": False}
+    assert read(vmherd, "node", "taint", "n1", "only=db:NoSchedule") == {"node": "n1", "changed": True}
+    vmherd.run("node", "enroll", "n3", "--address", "192.0.2.1:6379")
+    assert read(vmherd, "node", "expel", "n3") == {"node": "n3", "expelled": True}
+
+
+def test_how_nodes_are_fenced_is_a_document(vmherd: Vmherd) -> None:
+    join(vmherd, "n1")
+    assert read(vmherd, "fence", "set", "n1", "--enable") == {"node": "n1", "set": True}
+    assert read(vmherd, "failover", "disarm", "--reason", "works")["armed"] is False
+    status = read(vmherd, "fence", "status")
+    assert status["disarmed"] == "works"
+    (node,) = status["nodes"]
+    assert (node["node"], node["enabled"], node["inHerd"], node["disarmed"]) == ("n1", True, True, None)
+    assert node["spec"]["enabled"] is True
+    assert read(vmherd, "failover", "arm") == {"armed": True, "node": None, "changed": True}
+    assert read(vmherd, "failover", "arm") == {"armed": True, "node": None, "changed": False}
+
+
+def test_tokens_are_a_document_without_their_digests(vmherd: Vmherd) -> None:
+    assert read(vmherd, "token", "list") == []
+    text = vmherd.ok("token", "create", "ci", "--role", "operator", "--namespace", "team-a", "--expires", "30d").strip()
+    (shown,) = read(vmherd, "token", "list")
+    assert (shown["name"], shown["role"], shown["namespaces"], shown["expired"]) == (
+        "ci",
+        "operator",
+        ["team-a"],
+        False,
+    )
+    assert set(shown) == {"name", "role", "namespaces", "createdAt", "expiresAt", "expired"}
+    assert text not in json.dumps(shown)
+    assert read(vmherd, "token", "revoke", "ci") == [{"token": "ci", "revoked": True}]
+    assert read(vmherd, "version").keys() == {"version"}

@@ -2,7 +2,8 @@
 
 What belongs to a lab is found from the world, not from records of a process that may have been killed: a process is
 the lab's if its network namespace is one of the lab's, or if its `/run` is a lab host's. Process ids are never
-remembered, so none is ever reused under our feet.
+remembered, so none is ever reused under our feet. Containers have network namespaces of their own: they end with their
+Docker engine, and their cgroups, once empty, say that they have.
 
     python -m tests.lab.cleanup NAME...    remove these labs
     python -m tests.lab.cleanup --all      remove all labs, those in use too
@@ -24,6 +25,7 @@ from pathlib import Path
 
 LABS = Path("/run/vmherd-lab")
 NETNS = Path("/run/netns")
+CGROUPS = Path("/sys/fs/cgroup")
 
 OWNER_FILE = "owner.json"
 
@@ -55,6 +57,7 @@ def _tear_down(name: str, deadline: float) -> None:
         for descriptor in held:
             os.close(descriptor)
     directory = LABS / name
+    _remove_cgroups(name, deadline)
     for mount in mounts_under(directory):
         subprocess.run(["umount", "-l", mount], check=True, capture_output=True)
     if directory.exists():
@@ -69,6 +72,32 @@ def _kill_all(name: str, inodes: Collection[int], deadline: float) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"lab {name}: these processes survive SIGKILL: {found}")
         time.sleep(0.01)
+
+
+def _remove_cgroups(name: str, deadline: float) -> None:
+    """Remove the cgroups of a lab's containers, which end with their Docker engine: it was init to them."""
+    while found := cgroups_of(name):
+        for folder in found:
+            with contextlib.suppress(OSError):  # something in it is still ending
+                folder.rmdir()
+        if time.monotonic() > deadline and (left := cgroups_of(name)):
+            raise TimeoutError(f"lab {name}: these cgroups can't be removed: {[str(folder) for folder in left]}")
+        time.sleep(0.01)
+
+
+def cgroup_name(name: str) -> str:
+    """Return the name of the cgroup under which a lab's containers have theirs."""
+    return f"vmherd-{name}"
+
+
+def cgroups_of(name: str) -> list[Path]:
+    """Return the cgroups of a lab's containers, in all hierarchies, innermost first."""
+    parents = [path for pattern in ("", "*/") for path in CGROUPS.glob(f"{pattern}{cgroup_name(name)}")]
+    return sorted((folder for parent in parents for folder in (parent, *_folders(parent))), reverse=True)
+
+
+def _folders(parent: Path) -> list[Path]:
+    return [Path(folder) for folder, _, _ in os.walk(parent) if folder != str(parent)]
 
 
 def processes_of(name: str, inodes: Collection[int] | None = None) -> dict[int, str]:
@@ -111,6 +140,7 @@ def leftovers(name: str) -> list[str]:
     """Return what exists of a lab, each as a line for a person; empty after a complete teardown."""
     found = [f"process {pid}: {line}" for pid, line in processes_of(name).items()]
     found += [f"namespace {path.name}" for path in namespaces_of(name)]
+    found += [f"cgroup {folder}" for folder in cgroups_of(name)]
     found += [f"mount {point}" for point in mounts_under(LABS / name)]
     found += [f"directory {LABS / name}"] if (LABS / name).exists() else []
     return found

@@ -6,11 +6,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
+from playwright.sync_api import Page
 
+from orchestrator.queues import lifecycle_queue, migrate_queue
 from orchestrator.resources import NodeDrain, VmPhase
 from orchestrator.resources.drain import DrainPhase
+from tests.browser.browsing import chromium, screenshot
+from tests.browser.flower import Row, lengths, reading, tasks
 from tests.kubectl import ApiProcess, Kubectl
 from tests.lab import outside
 from tests.lab.guest import Guest
@@ -19,6 +24,7 @@ from tests.lab.lab import Lab
 from tests.lab.observer import DoubleRunObserver, ObservedMigration, stream_migrations
 from tests.lab.test_adoption import define, plain
 from tests.processes import Processes
+from tests.redis_server import free_port
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(240)
@@ -127,6 +133,66 @@ def test_vms_only_and_the_way_home_while_what_is_not_ours_stays(herd: LabHerd) -
     herd.vmherd("uncordon", "h1", "--bring-back")
     wait_until(lambda: drain_of(herd, "h1").status.phase is DrainPhase.RETURNED, 60, "it is back")
     outside.assert_runs_once(herd, vm, "h1")
+
+
+@pytest.fixture
+def flower(module_herd: LabHerd, tmp_path: Path) -> Iterator[Page]:
+    """Flower in a browser; it reaches the lab's Redis from outside."""
+    password, port = "flower-of-the-lab", free_port()
+    settings = {"VMHERD_FLOWER_PASSWORD": password, "VMHERD_FLOWER_PORT": str(port)}
+    with Processes(module_herd.redis.url, tmp_path, **settings) as processes, chromium() as browser:
+        processes.run("flower", "flower")
+        with reading(browser, f"http://127.0.0.1:{port}", password) as page:
+            yield page
+
+
+@pytest.mark.browser
+def test_flower_shows_who_moves_what_in_a_drain_and_how_much_waits_in_each_queue(herd: LabHerd, flower: Page) -> None:
+    vms = [outside.laden(herd.lab, f"shown-{n}", ballast_mib=BALLAST_MIB) for n in range(1, 4)]
+    herd.start_guests(*((vm, "h1") for vm in vms), up=False)
+    redis, worker = herd.cluster.store.redis, herd.processes["h1/migrate"]
+    queues = [name for host in herd.lab.hosts for name in (migrate_queue(host.name), lifecycle_queue(host.name))]
+
+    def waiting() -> dict[str, int]:
+        return {name: cast("int", redis.llen(name)) for name in queues}
+
+    def shown() -> dict[str, Row]:
+        """By VM, what Flower lists of its migration."""
+        listed = tasks(flower, "node.migrate")
+        return {vm.name: row for vm in vms for row in reversed(listed) if f"/{vm.name}'" in row.args}
+
+    worker.hold()
+    worker.kill()
+    try:
+        drain = begin(herd, "drain", "h1", *GUIDE)
+        wait_until(lambda: waiting()[migrate_queue("h1")] > 0, 60, "a message waits for the worker that is away")
+
+        def is_right() -> bool:
+            """Compare with Redis, in which nothing may have changed meanwhile."""
+            before, listed = waiting(), lengths(flower)
+            return before == waiting() == {name: listed[name] for name in queues} and before[migrate_queue("h1")] > 0
+
+        wait_until(is_right, 60, lambda: f"the lengths of {waiting()}", interval=0.2)
+        flower.screenshot(path=screenshot("flower-lab-broker"), full_page=True)
+    finally:
+        worker.release()
+    wait_until(lambda: any(row.state == "STARTED" for row in shown().values()), 90, lambda: f"one under way: {shown()}")
+    flower.screenshot(path=screenshot("flower-lab-tasks"), full_page=True)
+    said, _ = drain.communicate(timeout=120)
+    assert drain.returncode == 0, said
+    wait_until(
+        lambda: [row.state for row in shown().values()] == ["SUCCESS"] * len(vms),
+        60,
+        lambda: f"all ended: {shown()}",
+        interval=0.5,
+    )
+    done = shown()
+    for vm in vms:
+        assert done[vm.name].worker == "migrate@h1", "the source's own worker moved it"
+        operation = drain_of(herd, "h1").vms[f"default/{vm.name}"].operation
+        assert operation in done[vm.name].args, "the operation is named"
+        assert herd.cluster.vm(vm.name).status.node_name != "h1"
+    herd.vmherd("uncordon", "h1")
 
 
 def test_ctrl_c_stops_what_has_not_begun(herd: LabHerd) -> None:

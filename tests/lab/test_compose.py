@@ -1,0 +1,221 @@
+"""compose.yaml on a real Docker engine: the control plane comes up, lab hosts join it, and a guest migrates."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.lab import outside
+from tests.lab.cleanup import cgroups_of, leftovers, tear_down
+from tests.lab.docker_engine import DockerEngine
+from tests.lab.guest import Guest
+from tests.lab.herd import NODE_PROCESSES
+from tests.lab.host import LabHost
+from tests.lab.lab import Lab, require_lab
+from tests.lab.namespaces import REPOSITORY
+from tests.lab.network import CONTROL_ADDRESS
+from tests.processes import has_ended
+from tests.waiting import wait_until
+
+SERVICES = {"redis", "api", "control", "liveness", "fencing", "intake", "beat-1", "beat-2", "flower"}
+PASSWORDS = {"VMHERD_REDIS_PASSWORD": "compose0redis0password", "VMHERD_FLOWER_PASSWORD": "compose0flower0password"}
+"""Of the lab's containers; neither may stand in the image."""
+TIMES = {"VMHERD_LEASE_TTL": "6", "VMHERD_WATCHDOG_TIMEOUT": "3", "VMHERD_HEARTBEAT": "1"}
+"""Of nodes and control plane alike."""
+WITNESS = "control-1"
+pytestmark = pytest.mark.timeout(900)  # most of it is the image's build, on a machine that does something else too
+
+
+class Compose:
+    """The control plane in containers, and ways to speak to it."""
+
+    def __init__(self, engine: DockerEngine, lab: Lab, project: Path) -> None:
+        self.engine = engine
+        self._lab = lab
+        self._project = project
+
+    def run(self, *arguments: str, timeout: float = 300.0) -> str:
+        return self.engine.compose(self._project, *arguments, timeout=timeout)
+
+    def vmherd(self, *arguments: str) -> str:
+        """Run a command in a container, as whoever administers the control plane does."""
+        return self.run("exec", "-T", "control", "vmherd", *arguments)
+
+    def containers(self) -> dict[str, dict[str, object]]:
+        """By service, what `docker inspect` says of its container."""
+        found = json.loads(self.engine.docker("inspect", *self.engine.docker("ps", "--all", "--quiet").split()))
+        return {one["Config"]["Labels"]["com.docker.compose.service"]: one for one in found}
+
+    def health(self) -> dict[str, str]:
+        states = {name: one["State"] for name, one in self.containers().items()}
+        return {name: state.get("Health", {}).get("Status", "none") for name, state in states.items()}  # type: ignore[attr-defined]
+
+    def wait_healthy(self, services: set[str]) -> None:
+        wanted = dict.fromkeys(services, "healthy")
+        wait_until(lambda: self.health() == wanted, 240, lambda: f"all healthy: {self.health()}", interval=1)
+
+    def set(self, settings: Mapping[str, str]) -> None:
+        with (self._project / ".env").open("a") as file:
+            file.writelines(f"{name}={value}\n" for name, value in settings.items())
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    require_lab()
+    with Lab(hosts=2, name="compose") as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def compose(lab: Lab) -> Iterator[Compose]:
+    """As a person would: an image that is built, a copy of what is needed, and an .env."""
+    project = lab.directory / "project"
+    shutil.copytree(REPOSITORY / "config", project / "config")
+    shutil.copy(REPOSITORY / "compose.yaml", project)
+    with DockerEngine(lab) as engine:
+        engine.import_base_images()
+        engine.build("vmherd")
+        compose = Compose(engine, lab, project)
+        binds = {f"VMHERD_{name}": CONTROL_ADDRESS for name in ("REDIS_BIND", "API_BIND", "TLS_NAMES")}
+        compose.set({**PASSWORDS, **binds, **TIMES, "VMHERD_DIRTY_RATE_SAMPLE": "0"})
+        compose.run("up", "--detach", "--no-build")
+        yield compose
+
+
+class Client:
+    """`vmherd` of a person on another machine, by the API."""
+
+    def __init__(self, lab: Lab, compose: Compose) -> None:
+        self._lab = lab
+        ca = lab.directory / "ca.crt"
+        ca.write_text(compose.run("exec", "-T", "api", "cat", "/var/lib/vmherd/tls/ca.crt"))
+        token = compose.vmherd("token", "create", "alice", "--role", "admin").strip()
+        self._env = {
+            "VMHERD_SERVER": f"https://{CONTROL_ADDRESS}:8080",
+            "VMHERD_TOKEN": token,
+            "VMHERD_CA_FILE": str(ca),
+            "PYTHONPATH": str(REPOSITORY),
+        }
+
+    def vmherd(self, *arguments: str, stdin: str | None = None) -> str:
+        argv = [sys.executable, "-m", "orchestrator.cli", *arguments]
+        return self._lab.control.run(argv, env=self._env, stdin=stdin, cwd=REPOSITORY, timeout=180).stdout
+
+    def vm(self, name: str) -> dict[str, str]:
+        status: dict[str, str] = json.loads(self.vmherd("get", "vm", name, "-o", "json"))["status"]
+        return status
+
+    def nodes(self) -> dict[str, str]:
+        """By node, whether it is Ready."""
+        nodes = json.loads(self.vmherd("get", "node", "-o", "json"))["items"]
+        conditions = [(node["metadata"]["name"], c) for node in nodes for c in node["status"]["conditions"]]
+        return {name: one["status"] for name, one in conditions if one["type"] == "Ready"}
+
+    def wait_ready(self, *names: str) -> None:
+        wanted = dict.fromkeys(names, "True")
+        wait_until(lambda: self.nodes() == wanted, 120, lambda: f"{wanted}: {self.nodes()}", interval=0.5)
+
+
+def enrolled(compose: Compose, name: str, *more: str) -> dict[str, str]:
+    """Enrol a host as README says, and give the environment that is printed."""
+    printed = compose.vmherd("node", "enroll", name, "--address", f"{CONTROL_ADDRESS}:6379", *more)
+    assert PASSWORDS["VMHERD_REDIS_PASSWORD"] not in printed
+    return dict(line.split("=", 1) for line in printed.splitlines() if line.startswith("VMHERD_"))
+
+
+def join(lab: Lab, host: LabHost, given: dict[str, str]) -> None:
+    """Run a node's processes on a host, as systemd would."""
+    env = {**given, **TIMES, "PYTHONPATH": str(REPOSITORY), "VMHERD_LOG_FORMAT": "json", "VMHERD_WATCHDOG": "off"}
+    env |= {"VMHERD_MIGRATION_URI": host.migration_uri, "VMHERD_ASSUME_SHARED_STORAGE": "true"}
+    env |= {"VMHERD_DOMAIN_TYPE": "qemu", "VMHERD_CPU_SHARES": "false"}
+    for name, words in NODE_PROCESSES.items():
+        argv, log = [sys.executable, "-m", "orchestrator.cli", *words], f"{host.name}-{name}"
+        lab.supervise(lambda argv=argv, log=log: host.popen(argv, env=env, log=log, cwd=REPOSITORY), log)  # type: ignore[misc]
+
+
+def manifest(guest: Guest) -> str:
+    spec = {"memory": {"size": f"{guest.memory_mib}Mi"}, "cpu": {"cores": 1}, "domainTemplate": guest.xml}
+    return json.dumps(
+        {
+            "apiVersion": "virtualization.deckhouse.io/v1alpha2",
+            "kind": "VirtualMachine",
+            "metadata": {"name": guest.name, "uid": guest.uuid},
+            "spec": {**spec, "ipAddress": guest.address},
+        }
+    )
+
+
+def test_hosts_join_the_control_plane_in_containers_and_a_guest_migrates(lab: Lab, compose: Compose) -> None:
+    compose.wait_healthy(SERVICES)
+    client = Client(lab, compose)
+    for host in lab.hosts:
+        join(lab, host, enrolled(compose, host.name))
+    witness = enrolled(compose, WITNESS, "--witness")
+    compose.set(
+        {"VMHERD_WITNESS_NODE": witness["VMHERD_NODE"], "VMHERD_WITNESS_REDIS_URL": witness["VMHERD_REDIS_URL"]}
+    )
+    compose.run("--profile", "witness", "up", "--detach", "--no-build", "witness")
+    client.wait_ready("h1", "h2", WITNESS)
+    compose.wait_healthy({*SERVICES, "witness"})
+
+    guest = lab.guest("linux-vm", address="192.0.2.101", memory_mib=160)
+    client.vmherd("create", "-f", "-", stdin=manifest(guest))
+    guest.wait_up(120)
+    before = client.vm(guest.name)["nodeName"]
+    boot_id = guest.wait_ticks(1).boot_id
+    client.vmherd("evict", guest.name)
+    after = client.vm(guest.name)
+    assert (after["phase"], after["nodeName"]) == ("Running", ({"h1", "h2"} - {before}).pop())
+    assert guest.wait_ticks(1).boot_id == boot_id
+    assert outside.states(lab, guest) == {after["nodeName"]: "running"}
+    assert guest.trouble() == ""
+
+    # Redis's volume keeps VMs, nodes' users and tokens.
+    compose.run("restart", "redis")
+    compose.wait_healthy({*SERVICES, "witness"})
+    client.wait_ready("h1", "h2", WITNESS)
+    assert client.vm(guest.name)["nodeName"] == after["nodeName"]
+    assert outside.states(lab, guest) == {after["nodeName"]: "running"}
+
+
+def test_nothing_secret_is_in_the_image_and_no_container_is_root_or_can_write(compose: Compose) -> None:
+    history = compose.engine.docker("history", "--no-trunc", "vmherd")
+    (image,) = json.loads(compose.engine.docker("inspect", "vmherd"))
+    assert image["Config"]["User"] == "10001:10001"
+    names = [setting.partition("=")[0] for setting in image["Config"]["Env"]]
+    assert sorted(names) == ["PATH", "PYTHONUNBUFFERED"]
+    for password in PASSWORDS.values():
+        assert password not in history
+        assert password not in json.dumps(image)
+    assert "PIP_FIND_LINKS" not in json.dumps(image), "where it was built is nobody's affair"
+
+    script = "import os; print(os.getuid(), os.environ['VMHERD_LEASE_TTL'])"
+    assert compose.run("exec", "-T", "control", "python", "-c", script).split() == ["10001", TIMES["VMHERD_LEASE_TTL"]]
+    refused = compose.run("exec", "-T", "control", "sh", "-c", "echo x > /opt/vmherd/x || echo refused")
+    assert refused.strip() == "refused"
+    redis = compose.run("exec", "-T", "redis", "cat", "/proc/1/status")
+    assert "CapEff:\t0000000000000000" in redis
+    uids = next(line.split()[1:] for line in redis.splitlines() if line.startswith("Uid:"))
+    assert "0" not in uids
+
+
+def test_each_service_of_the_file_was_brought_up(compose: Compose) -> None:
+    """What has images of others (Prometheus, Grafana) can't be had here; promtool has checked its configuration."""
+    services = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())["services"]
+    assert set(compose.containers()) == {
+        n for n, one in services.items() if "monitoring" not in one.get("profiles", [])
+    }
+
+
+def test_a_lab_whose_owner_was_killed_takes_its_containers_along(lab: Lab, compose: Compose) -> None:
+    """The last one here: what `cleanup` does for a killed test, beside an engine with all its containers."""
+    assert len(compose.containers()) > len(SERVICES)
+    processes = {int(pid) for folder in cgroups_of(lab.name) for pid in (folder / "cgroup.procs").read_text().split()}
+    assert len(processes) >= len(SERVICES)
+    tear_down(lab.name)
+    assert leftovers(lab.name) == []
+    assert all(map(has_ended, processes))
