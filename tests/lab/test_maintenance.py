@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page
@@ -34,6 +34,20 @@ BALLAST_MIB = 120
 """Of a machine whose migration takes three seconds."""
 GUIDE = ("--ignore-daemonsets", "--delete-emptydir-data")
 """Flags as the platform's guide to maintenance has them."""
+LIKES_H1: dict[str, Any] = {
+    "affinity": {
+        "nodeAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [
+                {
+                    "weight": 100,
+                    "preference": {
+                        "matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["h1"]}]
+                    },
+                }
+            ]
+        }
+    }
+}
 VM_ONLY = ("--pod-selector", "vm.kubevirt.internal.virtualization.deckhouse.io/name", "--delete-emptydir-data")
 
 
@@ -84,8 +98,11 @@ def nodes_of(herd: LabHerd, guests: list[Guest]) -> set[str]:
 @pytest.mark.kubectl
 def test_a_node_of_four_guests_is_drained_by_both_commands(herd: LabHerd, kubectl: Kubectl) -> None:
     guests = four(herd.lab)
-    newcomer = herd.lab.blank("newcomer")
+    first, newcomer = herd.lab.blank("first"), herd.lab.blank("newcomer")
     herd.start_guests(*((guest, "h1") for guest in guests))
+    herd.cluster.create(herd.manifest(first, **LIKES_H1))
+    landed = herd.wait_vm(first.name, lambda vm: vm.status.phase is VmPhase.RUNNING)
+    assert landed.status.node_name == "h1", "where the newcomer would land but for the drain"
     before = {guest.name: guest.wait_ticks(1) for guest in guests}
     plan = herd.vmherd("drain", "h1", "--dry-run")
     assert all(f"default/{guest.name}" in plan for guest in guests)
@@ -93,7 +110,7 @@ def test_a_node_of_four_guests_is_drained_by_both_commands(herd: LabHerd, kubect
 
     drain = begin(herd, "drain", "h1", *GUIDE)
     wait_until(lambda: herd.cluster.node("h1").spec.unschedulable, 30, "it is cordoned")
-    herd.cluster.create(herd.manifest(newcomer))
+    herd.cluster.create(herd.manifest(newcomer, **LIKES_H1))
     herd.wait_vm(newcomer.name, lambda vm: vm.status.phase is VmPhase.RUNNING)
     assert herd.cluster.vm(newcomer.name).status.node_name != "h1"
     said, _ = drain.communicate(timeout=120)
@@ -154,7 +171,7 @@ def test_flower_shows_who_moves_what_in_a_drain_and_how_much_waits_in_each_queue
     queues = [name for host in herd.lab.hosts for name in (migrate_queue(host.name), lifecycle_queue(host.name))]
 
     def waiting() -> dict[str, int]:
-        return {name: cast("int", redis.llen(name)) for name in queues}
+        return {name: redis.llen(name) for name in queues}
 
     def shown() -> dict[str, Row]:
         """By VM, what Flower lists of its migration."""
@@ -222,8 +239,7 @@ def test_the_control_plane_dies_in_the_midst_of_a_drain(herd: LabHerd) -> None:
     wait_until(lambda: any(moves_of(herd, vm) for vm in vms), 60, "one is being sent", interval=0.05)
     client.kill()
     client.communicate()
-    for name in ("control", "beat-1", "beat-2"):
-        herd.processes[name].kill()  # they come back by themselves
+    kill_the_control_plane(herd)
     wait_until(lambda: drain_of(herd, "h1").status.phase is DrainPhase.DRAINED, 120, "it is drained")
     assert outside.states(herd.lab, vms[0]).keys().isdisjoint({"h1"})
     for vm in vms:
@@ -231,21 +247,35 @@ def test_the_control_plane_dies_in_the_midst_of_a_drain(herd: LabHerd) -> None:
         outside.assert_runs_once(herd, vm, herd.cluster.vm(vm.name).status.node_name)
 
 
-def test_a_rolling_maintenance_outlives_whoever_runs_its_hooks(herd: LabHerd, tmp_path: Path) -> None:
+def test_a_rolling_maintenance_outlives_whoever_runs_it(herd: LabHerd, tmp_path: Path) -> None:
     vms = [outside.laden(herd.lab, f"rolling-{n}", ballast_mib=BALLAST_MIB) for n in range(1, 3)]
     herd.start_guests(*((vm, "h1") for vm in vms), up=False)
     record = tmp_path / "hooks"
-    arguments = ("maintain", "h1", "--name", "spring", "--hook", f"echo $VMHERD_NODE $VMHERD_ATTEMPT >> {record}")
+    arguments = ("maintain", "h1", "h2", "--name", "spring", "--hook", f"echo $VMHERD_NODE $VMHERD_ATTEMPT >> {record}")
     first = begin(herd, *arguments)
     wait_until(lambda: any(moves_of(herd, vm) for vm in vms), 60, "one is being sent", interval=0.05)
     first.kill()
     first.communicate()
-    herd.processes["control"].kill()
+    kill_the_control_plane(herd)
     wait_until(lambda: drain_of(herd, "h1").status.phase is DrainPhase.DRAINED, 120, "it is drained all the same")
     assert not record.exists()
     second = begin(herd, *arguments)
-    said, _ = second.communicate(timeout=120)
+    store = herd.cluster.store
+    wait_until(lambda: store.find(NodeDrain, "h2") is not None, 90, "the second node's turn has come", interval=0.05)
+    kill_the_control_plane(herd)
+    said, _ = second.communicate(timeout=150)
     assert second.returncode == 0, said
-    assert record.read_text() == "h1 1\n"
-    assert not herd.cluster.node("h1").spec.unschedulable
-    assert all(len(moves_of(herd, vm)) == 1 for vm in vms)
+    assert record.read_text() == "h1 1\nh2 1\n"
+    assert not any(herd.cluster.node(name).spec.unschedulable for name in ("h1", "h2"))
+    for vm in vms:
+        moves = moves_of(herd, vm)
+        assert [seen.outcome for seen in moves] == ["completed"] * len(moves)
+        sources = [seen.source for seen in moves]
+        assert sources in (["h1"], ["h1", "h2"]), "once off each node that it was on"
+        outside.assert_runs_once(herd, vm, herd.cluster.vm(vm.name).status.node_name)
+
+
+def kill_the_control_plane(herd: LabHerd) -> None:
+    """All that decides dies at once; the processes come back by themselves."""
+    for name in ("control", "beat-1", "beat-2"):
+        herd.processes[name].kill()
