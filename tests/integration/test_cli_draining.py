@@ -1,7 +1,7 @@
 """`vmherd drain` and `vmherd maintenance` as a person runs them, beside the real services over fake hosts."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -39,14 +39,8 @@ def drain_of(stage: Stage) -> NodeDrain:
     return stage.store.get(NodeDrain, "n1")
 
 
-def after(step: Callable[[Stage], None], stage: Stage, look: Callable[[], bool]) -> bool:
-    """Take a step, then look."""
-    step(stage)
-    return look()
-
-
-def one_round(stage: Stage) -> None:
-    """What may begin does, and comes to its end; a command in another process has woken nobody here."""
+def one_round(stage: Stage) -> int:
+    """What may begin does, and comes to its end: a command in another process wakes nobody here. Gives what is left."""
     for message in stage.grant():
         stage.deliver(message)
     stage.read()
@@ -54,6 +48,13 @@ def one_round(stage: Stage) -> None:
     for node in stage.nodes.values():
         node.answer()
     stage.read()
+    return len(drain_of(stage).left())
+
+
+def is_over(stage: Stage) -> bool:
+    """Whether the drain is, after one more look at what is due."""
+    stage.reconcile()
+    return not drain_of(stage).is_open
 
 
 class TestDrain:
@@ -63,11 +64,11 @@ class TestDrain:
         with Running(vmherd, "drain", "n1", "--ignore-daemonsets") as drain:
             drain.wait(lambda lines: "n1: Draining: 2 of 2 VMs left, 6.0 GiB" in lines)
             assert drain.lines[0] == "node/n1 cordoned"
-            wait_until(lambda: after(one_round, stage, lambda: len(drain_of(stage).left()) == 1), 30, "one is gone")
+            wait_until(lambda: one_round(stage) == 1, 30, "one is gone")
             drain.wait(lambda lines: any("1 of 2 VMs left, 2.0 GiB" in line for line in lines))
             line = next(line for line in drain.lines if "1 of 2 VMs left" in line)
             assert re.search(r"; about \d+\w+ left$", line), line
-            wait_until(lambda: after(one_round, stage, lambda: not stage.world.hosts["n1"]), 30, "both are gone")
+            wait_until(lambda: one_round(stage) >= 0 and not stage.world.hosts["n1"], 30, "both are gone")
             stage.nodes["n1"].list_all()
             stage.read()
             assert drain.ended() == 0, drain.errors
@@ -77,7 +78,7 @@ class TestDrain:
         stage.add_vm("a", "n1")
         assert vmherd.ok("drain", "n1", "--no-wait") == "node/n1 cordoned\n"
         assert drain_of(stage).status.phase is DrainPhase.DRAINING
-        wait_until(lambda: after(one_round, stage, lambda: not stage.world.hosts["n1"]), 30, "it is gone")
+        wait_until(lambda: one_round(stage) >= 0 and not stage.world.hosts["n1"], 30, "it is gone")
         stage.nodes["n1"].list_all()
         stage.read()
         assert drain_of(stage).status.phase is DrainPhase.DRAINED
@@ -104,7 +105,7 @@ class TestDrain:
         stage.add_vm("a", "n1")
         with Running(vmherd, "drain", "n1", "--timeout", "1s") as drain:
             drain.wait(lambda lines: any("1 of 1 VMs left" in line for line in lines))
-            wait_until(lambda: after(Stage.reconcile, stage, lambda: not drain_of(stage).is_open), 30, "the end")
+            wait_until(lambda: is_over(stage), 30, "its time is over")
             assert drain.ended() == 1
         assert len(drain.errors) == 1
         assert drain.errors[0].startswith("vmherd: node/n1: drain-failed: not empty after 1 s: 1 of 1 VMs left")
