@@ -29,15 +29,14 @@ from orchestrator.resources.drain import DrainSpec
 from orchestrator.resources.vmop import MigrateTo
 from orchestrator.services import drain_plans, drains, nodes
 from orchestrator.services.context import Context
-from orchestrator.services.herd import Herd
 from orchestrator.services.operations import create_operation, delete_operation, new_operation
 
 T = TypeVar("T")
 log = logger(__name__)
 
 _OPERATIONS: Final = "virtualmachineoperations"
-_NODES: Final = "nodes"
-_EVICTION: Final = "pods/eviction"
+_DRAINS: Final = "nodedrains"
+_UNCORDON: Final = "nodes/uncordon"
 _LARGEST_BODY: Final = 16 * 1024
 
 
@@ -134,7 +133,7 @@ class Actions:
 
     async def uncordon(self, session: Session, node: str, source: str = "") -> bool:
         """Let a node take VMs again, which ends its drain; tells whether that is new. Raises as `operate`."""
-        right = Right("update", _NODES, None, node)
+        right = Right("create", _UNCORDON, None, node)
         return await self._do(
             session, (right,), lambda _: nodes.set_unschedulable(self._ctx, node, unschedulable=False), source
         )
@@ -170,8 +169,7 @@ class Actions:
                 raise BadRequest(f"action: {action[:40]!r} is none")
 
     def _plan(self, node: str, identity: Identity) -> DrainPlan:
-        herd = Herd(self._ctx.store, follower=self._mirror.follower).refreshed()
-        return drain_plans.plan(self._ctx, [node], _drain_of(identity), herd)
+        return drain_plans.plan(self._ctx, [node], _drain_of(identity), self._mirror.herd())
 
     async def _do(self, session: Session, rights: tuple[Right, ...], work: Callable[[Identity], T], source: str) -> T:
         """Do something if the session has all rights to it, now; what came of it is kept with the first of them."""
@@ -209,8 +207,8 @@ def may_empty(identity: Identity) -> bool:
 
 
 def _emptying(node: str) -> tuple[Right, ...]:
-    """A drain cordons, and evicts from every namespace."""
-    return Right("update", _NODES, None, node), Right("create", _EVICTION, None, node)
+    """What a drain takes through the API too."""
+    return (Right("create", _DRAINS, None, node),)
 
 
 def _drain_of(identity: Identity) -> DrainSpec:

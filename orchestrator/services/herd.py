@@ -50,23 +50,19 @@ class Herd:
 
     Args:
         on_change: Called, from the follower's thread, when something has changed.
-        follower: Another's copy with at least `KINDS`, in place of one of its own: it tells nothing of what changes, so
-            `refreshed` comes before each use, and `start` and `stop` are not for it.
 
     Attributes:
         follower: The copy.
     """
 
-    def __init__(
-        self, store: Store, on_change: Callable[[], object] | None = None, follower: Follower | None = None
-    ) -> None:
+    def __init__(self, store: Store, on_change: Callable[[], object] | None = None) -> None:
         self.store = store
         self._on_change = on_change
         self._open: set[Key] = set()
         self._states: dict[str, NodeState] = {}
         self._residents: dict[Key, Resident] = {}
         self._unsettled: set[Key] = set()
-        self.follower = follower or Follower(store, KINDS, self._note)
+        self.follower = Follower(store, KINDS, self._note)
 
     @classmethod
     def of(cls, follower: Follower) -> "Herd":
@@ -88,11 +84,6 @@ class Herd:
     def stop(self) -> None:
         """Stop following."""
         self.follower.stop()
-
-    def refreshed(self) -> "Herd":
-        """Look at the whole copy anew; only where it is another's."""
-        self._note(None)
-        return self
 
     def active_operations(self) -> list[VirtualMachineOperation]:
         """Give the operations that are not finished, in the order in which they are served."""

@@ -30,7 +30,6 @@ from orchestrator.resources import (
     VirtualMachineOperation,
 )
 from orchestrator.services.context import Context
-from orchestrator.services.herd import Herd
 from orchestrator.services.tokens import create_token, revoke_token
 from orchestrator.store import Store
 from tests.builders import a_node, a_vm, an_operation
@@ -185,15 +184,3 @@ def test_the_indexes_follow_the_copy_and_pages_are_woken(store: Store) -> None:
             await mirror.stop()
 
     run(follow())
-
-
-def test_a_herd_over_anothers_copy_sees_what_its_own_would(store: Store) -> None:
-    store.must_commit(store.batch().create(a_node("n1")).create(a_node("n2")).create(a_vm("vm-1", node="n1")))
-    own = Herd(store).start()
-    try:
-        borrowed = Herd(store, follower=own.follower)
-        store.must_commit(store.batch().create(a_vm("vm-2", node="n2")))
-        seen, known = borrowed.refreshed().snapshot(whole=True), own.snapshot(whole=True)
-        assert (seen.nodes, seen.vms, seen.residents) == (known.nodes, known.vms, known.residents)
-    finally:
-        own.stop()
