@@ -26,17 +26,23 @@ from orchestrator.errors import NotFound, Refused, StoreUnavailable, Unauthorize
 from orchestrator.resources import (
     AccessToken,
     Event,
+    Maintenance,
     Node,
+    NodeDrain,
+    NodeFencing,
     OperationPhase,
     OperationType,
     Reason,
+    RebalancePolicy,
     Role,
     RunPolicy,
     VirtualMachine,
     VirtualMachineOperation,
     VmPhase,
 )
+from orchestrator.resources.maintenance import NodeMaintenance, NodeStage
 from orchestrator.services.context import Context
+from orchestrator.services.recovery import check_identity
 from orchestrator.services.tokens import create_token
 from orchestrator.settings import settings
 from tests.builders import a_node, a_vm, granted_operation
@@ -91,7 +97,8 @@ class Site:
     def clear(self) -> None:
         """Remove what a test made, but for the tokens: the server would load all anew after a flush."""
         store = self.local.store
-        for kind in (VirtualMachine, VirtualMachineOperation, Node):
+        made = (VirtualMachine, VirtualMachineOperation, Node, NodeDrain, Maintenance, RebalancePolicy, NodeFencing)
+        for kind in made:
             for resource in store.all(kind):
                 store.must_commit(store.batch().delete(resource))
 
@@ -367,6 +374,64 @@ class TestTheCommand:
             assert told == (
                 "this command works on Redis itself: set VMHERD_REDIS_URL; VMHERD_SERVER is not enough for it"
             )
+
+
+class TestUpkeep:
+    """The commands that keep a herd in order, from a machine without Redis."""
+
+    @pytest.fixture(autouse=True)
+    def herd(self, root: Remote) -> None:
+        check_identity(Context(root.store, Outbox()))
+        root.store.must_commit(root.store.batch().create(a_node("h1")).create(a_node("h2")))
+        root.running_vm()
+
+    def test_drains(self, root: Remote) -> None:
+        planned = root.ok("drain", "h1", "--dry-run")
+        assert re.search(r"1 +default/linux-vm +1Gi +h1 +h2 ", planned)
+        assert root.store.all(NodeDrain) == []
+        with Running(root, "drain", "h1", "--timeout", "10m") as draining:
+            draining.wait(lambda lines: any(line.startswith("h1: Draining: ") for line in lines))
+            (operation,) = root.operations()
+            draining.wait(lambda lines: any(operation.name in line for line in lines))
+            assert draining.interrupt() == 130
+        assert draining.lines[0] == "node/h1 cordoned"
+        assert draining.errors[-1].startswith("vmherd: node h1: the drain is stopped; nothing is under way.")
+        assert root.operations() == []
+        assert re.search(r"^h1 +Cancelled +", root.ok("get", "drain"), re.MULTILINE)
+        assert root.ok("uncordon", "h1", "--bring-back") == "node/h1 uncordoned\n"
+
+    def test_maintains(self, root: Remote) -> None:
+        hook = ("--hook", "echo $VMHERD_NODE/$VMHERD_ATTEMPT; exit 3", "--name", "october")
+        with Running(root, "maintain", "h1", *hook) as maintaining:
+            maintaining.wait(lambda lines: "maintenance/october: Running, 1 nodes" in lines)
+            assert root.ok("maintenance", "pause", "october") == "maintenance/october paused\n"
+            assert root.ok("maintenance", "resume", "october") == "maintenance/october running\n"
+            root.ok("cordon", "h1")
+            stored = root.store.get(Maintenance, "october")
+            drained = stored.with_node("h1", NodeMaintenance(stage=NodeStage.DRAINED))
+            root.store.must_commit(root.store.batch().put(stored, drained))
+            maintaining.wait(lambda lines: "h1: hook ended with code 3" in lines)
+            assert maintaining.interrupt() == 130
+        node = root.store.get(Maintenance, "october").node("h1")
+        assert (node.exit_code, node.output) == (3, "h1/1")
+        assert root.ok("maintenance", "stop", "october") == "maintenance/october stopping\n"
+
+    def test_rebalances_and_says_what_a_loss_would_come_to(self, root: Remote) -> None:
+        assert root.ok("rebalance", "--dry-run").startswith("nothing to move: ")
+        assert root.ok("rebalance", "--off", "--set", "hold=2") == "rebalancepolicy/cluster configured\n"
+        assert "hold=2\n" in root.ok("rebalance", "--policy")
+        assert root.ok("plan", "failure", "--all").count("no VM would have to be restarted") == 2
+
+    def test_fences(self, root: Remote) -> None:
+        options = ("--agent", "fence_ipmilan", "--option", "ip=192.0.2.1", "--password-file", "/etc/vmherd/bmc")
+        assert root.ok("fence", "set", "h1", "--enable", *options) == "nodefencing/h1 set\n"
+        root.ok("failover", "disarm", "--node", "h1", "--reason", "a disk")
+        assert re.search(r"^h1 +yes +fence_ipmilan +Idle +disarmed: a disk$", root.ok("fence", "status"), re.MULTILINE)
+        described = root.ok("describe", "fencing", "h1")
+        assert re.search(r"Password From: +/etc/vmherd/bmc\n", described)
+        viewer = Remote(root.site, root.site.token("viewer", Role.VIEWER))
+        assert 'cannot create resource "nodefencings/confirm"' in viewer.refused("fence", "confirm", "h1", "--yes")
+        assert "default/linux-vm" in viewer.ok("drain", "h1", "--dry-run")
 
 
 def ageless(text: str) -> str:
