@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
 from playwright.sync_api import Page
@@ -154,7 +153,7 @@ def test_flower_shows_who_moves_what_in_a_drain_and_how_much_waits_in_each_queue
     queues = [name for host in herd.lab.hosts for name in (migrate_queue(host.name), lifecycle_queue(host.name))]
 
     def waiting() -> dict[str, int]:
-        return {name: cast("int", redis.llen(name)) for name in queues}
+        return {name: redis.llen(name) for name in queues}
 
     def shown() -> dict[str, Row]:
         """By VM, what Flower lists of its migration."""
