@@ -56,7 +56,13 @@ class Compose:
 
     def wait_healthy(self, services: set[str]) -> None:
         wanted = dict.fromkeys(services, "healthy")
-        wait_until(lambda: self.health() == wanted, 240, lambda: f"all healthy: {self.health()}", interval=1)
+        wait_until(lambda: self.health() == wanted, 300, self._troubles, interval=1)
+
+    def _troubles(self) -> str:
+        """What those that are not healthy wrote last."""
+        health = self.health()
+        ill = [name for name, state in health.items() if state != "healthy"]
+        return f"all healthy: {health}\n{self.run('logs', '--no-color', '--tail=15', *ill)}"
 
     def set(self, settings: Mapping[str, str]) -> None:
         with (self._project / ".env").open("a") as file:
