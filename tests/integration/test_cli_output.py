@@ -60,7 +60,10 @@ def join(vmherd: Vmherd, *names: str) -> None:
 
 
 def read(vmherd: Vmherd, *arguments: str) -> Any:
-    return json.loads(vmherd.ok(*arguments, "-o", "json"))
+    """What a command that succeeds prints; it may say something besides, on standard error."""
+    done = vmherd.run(*arguments, "-o", "json")
+    assert done.returncode == 0, done
+    return json.loads(done.stdout)
 
 
 def test_what_was_done_to_nodes_is_a_document_too_and_the_code_still_tells_of_what_failed(vmherd: Vmherd) -> None:
