@@ -32,7 +32,7 @@ def test_kinds_by_all_their_names(words: str, kind: type[Resource]) -> None:
 
 @pytest.mark.parametrize("word", ["pod", "", "nodeinventory"])
 def test_no_kind(word: str) -> None:
-    with pytest.raises(typer.BadParameter, match="is not a kind: vm, vmclass, vmop, node, drain, maintenance or event"):
+    with pytest.raises(typer.BadParameter, match="is not a kind: vm, vmclass, vmop, node, drain, maintenance, rebalance, fencing or event"):
         parse_kind(word)
 
 
