@@ -120,7 +120,7 @@ def _observe_outdated(vm: VirtualMachine, node: str, seen: SeenDomain) -> Observ
         return Observation(vm.with_status(outdated=tuple(name for name in status.outdated if name != node)))
     if node in status.outdated:
         return Observation()
-    message = f"node {node} has incarnation {seen.incarnation}, {status.incarnation} is the one that may run"
+    message = f"node {node} has incarnation {seen.incarnation}, {status.incarnation} may run: it destroys its copy"
     marked = vm.with_status(outdated=tuple(sorted({*status.outdated, node})))
     return Observation(marked, (Note("OutdatedCopySeen", message, warning=True),))
 

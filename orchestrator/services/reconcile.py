@@ -1,8 +1,9 @@
 """Reconcile: what messages and wake-ups were to bring about, and did not.
 
 It sends again what was granted and never reported, presses questions that were not answered, settles suspect grants,
-stores results, starts VMs that are to run, goes on with drains and maintenances, removes operations whose deletion
-waited, and wakes `grant` for what is pending. Each of these may be done at any time and any number of times.
+stores results, starts VMs that are to run, has outdated copies destroyed, goes on with drains and maintenances, removes
+operations whose deletion waited, and wakes `grant` for what is pending. Each of these may be done at any time and any
+number of times.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,9 @@ from typing import cast
 from orchestrator.errors import Conflict
 from orchestrator.logs import logger
 from orchestrator.planner.policy import next_step
-from orchestrator.queues import lifecycle_queue
+from orchestrator.queues import Message, Task, lifecycle_queue
 from orchestrator.resources import GrantState, VirtualMachine, VirtualMachineOperation
+from orchestrator.resources.outdated import outdated_orders
 from orchestrator.services import adoption_orders, drains, looking, maintenances, policies, preflight, settling
 from orchestrator.services.arming import keep_arming
 from orchestrator.services.classes import keep_classes
@@ -170,6 +172,14 @@ def _is_waiting(ctx: Context, queue: str) -> bool:
         return bool(ctx.store.redis.llen(queue))
 
 
+def _press_outdated(ctx: Context, vm: VirtualMachine) -> None:
+    """Have the nodes that show an outdated copy of a VM destroy it. Its orders go when no such copy is shown."""
+    for node, order in outdated_orders(vm).items():
+        queue = lifecycle_queue(node)
+        if not _is_waiting(ctx, queue):
+            ctx.messenger.send(Message(Task.NODE_SETTLE, queue, (vm.key, order.id, order.kind.value)))
+
+
 def _keep_policies(ctx: Context, herd: Herd) -> None:
     """Look at each VM on which nothing is open: its policy may ask for something whose time has come."""
     at = ctx.store.now()
@@ -177,6 +187,7 @@ def _keep_policies(ctx: Context, herd: Herd) -> None:
     for vm in herd.follower.all(VirtualMachine):
         if vm.key in held:
             continue
+        _press_outdated(ctx, vm)
         step = next_step(vm)
         if policies.is_to_be_removed(vm) or (step is not None and policies.is_due(step, at)):
             _try(partial(policies.keep, ctx, vm.key), vm.key)

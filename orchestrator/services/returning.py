@@ -13,21 +13,11 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator.planner.flow import Note
-from orchestrator.planner.settlement import ALIVE
 from orchestrator.queues import Message, Task, lifecycle_queue
-from orchestrator.resources import (
-    Action,
-    Key,
-    Node,
-    NodeFencing,
-    ObjectMeta,
-    Order,
-    OrderKind,
-    VirtualMachine,
-    new_metadata,
-)
+from orchestrator.resources import Key, Node, NodeFencing, ObjectMeta, Order, VirtualMachine, new_metadata
 from orchestrator.resources.fencing import FencePhase, NodeFencingStatus
 from orchestrator.resources.node import NodeSpec
+from orchestrator.resources.outdated import destroy_outdated
 from orchestrator.services.context import Context, add_notes
 from orchestrator.store import Batch, keys
 
@@ -90,13 +80,5 @@ def _outdated(ctx: Context, name: str, body: dict[str, Any]) -> dict[str, Order]
         uuid, vm = str(item["uuid"]), vms.get(Key(str(item["vm"])))
         if vm is None or vm.metadata.uid != uuid or int(item.get("incarnation", 0)) >= vm.status.incarnation:
             continue
-        orders[uuid] = Order(
-            id=f"return/{name}#{uuid}.{vm.status.incarnation}",
-            kind=OrderKind.DESTROY,
-            uuid=uuid,
-            epoch=0,
-            incarnation=vm.status.incarnation - 1,
-            action=Action.STOP,
-            expect=(*ALIVE, "incoming", "paused-migrated"),
-        )
+        orders[uuid] = destroy_outdated(vm, f"return/{name}#{uuid}.{vm.status.incarnation}")
     return orders

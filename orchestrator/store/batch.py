@@ -20,6 +20,7 @@ from orchestrator.resources import (
     VirtualMachineOperation,
 )
 from orchestrator.resources.node import NodeInventory
+from orchestrator.resources.outdated import outdated_orders
 from orchestrator.store import keys
 
 Command = list[str | int]
@@ -53,6 +54,8 @@ def indexes(resource: Resource | None, memory_overhead_mib: int = 0) -> frozense
                 spec = resource.running_spec
                 demand = f"{spec.memory_mib + memory_overhead_mib} {spec.cpu_millicores}"
                 entries.add(IndexEntry(keys.claims(resource.status.node_name), f"vm/{resource.key}", demand))
+            for node, order in outdated_orders(resource).items():
+                entries.add(IndexEntry(keys.orders(node), order.id, order.model_dump_json(by_alias=True)))
             return frozenset(entries)
         case VirtualMachineOperation():
             entries = _grant_indexes(resource)  # a superseded one may have a grant that has to end first

@@ -388,6 +388,31 @@ def test_an_outdated_copy_is_no_reason_to_wait_and_never_becomes_the_vm(stage: S
     assert stage.vm("a").status.node_name == "n1"
 
 
+def test_an_outdated_copy_is_destroyed_by_its_own_node(stage: Stage) -> None:
+    vm = stage.add_vm("a", "n1", incarnation=2)
+    uid, redis = vm.metadata.uid, stage.store.redis
+    stage.nodes["n1"].domains[uid].incarnation = 2
+    stage.nodes["n1"].tell(uid)
+    stage.nodes["n3"].domains[uid] = Copy(vm.key, incarnation=1)
+    stage.nodes["n3"].tell(uid)
+    stage.read()
+    assert [str(order).partition("#")[2] for order in redis.hkeys(keys.orders("n3"))] == ["n3.2"]
+    stage.forget()  # whatever message there was is lost
+    stage.reconcile()
+    (message,) = stage.outbox.take(Task.NODE_SETTLE)
+    assert message.queue == "node.n3.lifecycle"
+    stage.deliver(message)
+    assert uid not in stage.nodes["n3"].domains
+    assert stage.nodes["n1"].domains[uid].incarnation == 2
+    stage.nodes["n3"].tell(uid, "destroyed")
+    stage.read()
+    assert stage.vm("a").status.outdated == ()
+    assert redis.hlen(keys.orders("n3")) == 0
+    assert stage.vm("a").status.node_name == "n1"
+    stage.reconcile()
+    assert stage.outbox.take(Task.NODE_SETTLE) == []
+
+
 def test_a_grant_holds_room_that_a_start_can_not_take(stage: Stage) -> None:
     stage.store.must_commit(stage.store.batch().create(granted_operation("g", "x", node="n1", target="n2")))
     stage.herd.follower.sync()

@@ -32,7 +32,8 @@ def test_kinds_by_all_their_names(words: str, kind: type[Resource]) -> None:
 
 @pytest.mark.parametrize("word", ["pod", "", "nodeinventory"])
 def test_no_kind(word: str) -> None:
-    with pytest.raises(typer.BadParameter, match="is not a kind: vm, vmclass, vmop, node, drain, maintenance, rebalance, fencing or event"):
+    kinds = "vm, vmclass, vmop, node, drain, maintenance, rebalance, fencing or event"
+    with pytest.raises(typer.BadParameter, match=f"is not a kind: {kinds}"):
         parse_kind(word)
 
 
