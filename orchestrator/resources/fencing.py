@@ -153,6 +153,8 @@ class NodeFencingStatus(Model):
         orders: By UUID, what the node has to destroy before it is back.
         powered_off: Whether we cut its power, so that `afterwards` applies. Written before it is done.
         cut_epoch: When this BMC was first told to, likewise: an epoch, as `evidence` has it; 0: it was not.
+        bmc_off: Whether this BMC was read as off since.
+        lost_before: Members that were silent already when this BMC was first told to cut the power, or read as off.
         bmc_distrust: Why this BMC is taken for another host's; empty: it is not. It stays until another BMC is set.
     """
 
@@ -169,6 +171,8 @@ class NodeFencingStatus(Model):
     kept: KeptNode | None = None
     powered_off: bool = False
     cut_epoch: int = 0
+    bmc_off: bool = False
+    lost_before: tuple[str, ...] = ()
     bmc_distrust: str = ""
     listing_order: str = ""
     orders: dict[str, Order] = Field(default_factory=dict)

@@ -1,8 +1,8 @@
 """One attempt to find evidence by a node's BMC, in a worker of the fencing queue.
 
 What a BMC says counts under the conditions of docs/adr/0019-fencing.md: read back as off; off already, only if it was
-read as on within ten minutes while the lease was fresh; and never while another member, which was there before, fell
-silent with it: addresses that were swapped cut a healthy host's power, and prove nothing about the lost one.
+read as on within ten minutes while the lease was fresh; and never while another member's silence is unexplained
+(`services.fencing.silence`): swapped addresses cut a healthy host's power, and prove nothing about the lost one.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,13 @@ from orchestrator.resources.fencing import Bmc, FenceLevel, FencePhase
 from orchestrator.services import looking
 from orchestrator.services.context import Context, deciding
 from orchestrator.services.fencing.readings import away_when_on
+from orchestrator.services.fencing.silence import others, silent_before, unexplained
 from orchestrator.services.fencing.state import (
     BMC_OF_ANOTHER,
     LOOK_EVERY_S,
     change_fencing,
     distrust,
-    identity,
     lease_of,
-    leases_of,
     say_unconfirmed,
 )
 from orchestrator.services.fencing.tools import Tools, alone, hold_on, is_answering
@@ -59,6 +58,7 @@ def run_fencing(ctx: Context, tools: Tools, name: str) -> str:
 
 
 def _seek(ctx: Context, tools: Tools, name: str, fencing: NodeFencing) -> "_NoEvidence | str":
+    beside, since = others(ctx, name), ctx.clock.monotonic()
     node = ctx.store.find(Node, name)
     stored = lease_of(ctx, name)
     lease = stored.lease if stored is not None else None
@@ -75,14 +75,22 @@ def _seek(ctx: Context, tools: Tools, name: str, fencing: NodeFencing) -> "_NoEv
     if fencing.status.bmc_distrust:
         return _NoEvidence(BMC_OF_ANOTHER, fencing.status.bmc_distrust)
     away = away_when_on(ctx, name, bmc)
-    how = _read_or_cut(ctx, tools, name, fencing, bmc, is_known=away is not None)
+    lost = silent_before(ctx, beside, since)
+    how = _read_or_cut(ctx, tools, name, fencing, bmc, lost, is_known=away is not None)
     if isinstance(how, _NoEvidence):
         return how
-    silent = _silent_others(ctx, name, away or frozenset())
-    if silent:
-        text = f"{', '.join(silent)} fell silent too: whose power was cut is not known (are BMC addresses swapped?)"
+    goes_on = deciding(lambda: _remember(ctx, name, fencing, lost, is_off=True))
+    if not goes_on and not ctx.store.get(NodeFencing, name).status.cut_epoch:
+        return "ended meanwhile"
+    # Whom a cut has silenced is to be known, whether the fencing goes on or not.
+    with_it, before = unexplained(ctx, name, away or frozenset())
+    if with_it:
+        text = f"{', '.join(with_it)} fell silent too: whose power was cut is not known (are BMC addresses swapped?)"
         distrust(ctx, name, bmc, text)
         return _NoEvidence(BMC_OF_ANOTHER, text)
+    if before:
+        text = f"{', '.join(before)} had been lost before, and not known to be off: whose power is off is not known"
+        return _NoEvidence("OthersLost", text)
     current = ctx.store.find(NodeFencing, name)
     if current is None or not current.status.phase.is_open:
         return "ended meanwhile"
@@ -112,7 +120,7 @@ def _is_seen_alive(ctx: Context, tools: Tools, node: Node) -> str:
 
 
 def _read_or_cut(
-    ctx: Context, tools: Tools, name: str, fencing: NodeFencing, bmc: Bmc, *, is_known: bool
+    ctx: Context, tools: Tools, name: str, fencing: NodeFencing, bmc: Bmc, lost: frozenset[str], *, is_known: bool
 ) -> "_NoEvidence | str":
     """Have the power off, and say how that is known.
 
@@ -122,6 +130,7 @@ def _read_or_cut(
         name: The node's.
         fencing: Its own.
         bmc: Likewise.
+        lost: Members that are silent already.
         is_known: The BMC was read as on a short while ago, while the node lived.
     """
     hold_on(ctx, name)
@@ -129,7 +138,7 @@ def _read_or_cut(
     if answer.power is Power.UNKNOWN:
         return _NoEvidence("BmcUnreadable", answer.problem)
     if answer.power is Power.ON:
-        return _cut(ctx, tools, name, fencing, bmc) or "the power was cut, and read back as off by its BMC"
+        return _cut(ctx, tools, name, fencing, bmc, lost) or "the power was cut, and read back as off by its BMC"
     if fencing.status.cut_epoch:
         return "the power was cut by an attempt before, and read back as off by its BMC"
     if is_known:
@@ -141,14 +150,16 @@ def _read_or_cut(
     )
 
 
-def _cut(ctx: Context, tools: Tools, name: str, fencing: NodeFencing, bmc: Bmc) -> "_NoEvidence | None":
+def _cut(
+    ctx: Context, tools: Tools, name: str, fencing: NodeFencing, bmc: Bmc, lost: frozenset[str]
+) -> "_NoEvidence | None":
     """Cut the power, and read it back."""
     problem = ""
     for _ in range(bmc.attempts):
         stored = lease_of(ctx, name)  # read again before each `off`
         if not _is_same(fencing, stored.lease if stored is not None else None):
             return _NoEvidence("LeaseRenewed", "its lease was renewed")
-        if not deciding(lambda: _remember_cut(ctx, name, fencing)):
+        if not deciding(lambda: _remember(ctx, name, fencing, lost)):
             return _NoEvidence("Ended", "the fencing ended meanwhile")
         log.warning("power is cut", node=name, agent=bmc.agent)
         hold_on(ctx, name)
@@ -165,11 +176,13 @@ def _cut(ctx: Context, tools: Tools, name: str, fencing: NodeFencing, bmc: Bmc) 
     return _NoEvidence("PowerStaysOn", f"its power could not be read back as off{': ' + problem if problem else ''}")
 
 
-def _remember_cut(ctx: Context, name: str, fencing: NodeFencing) -> bool:
-    """Write down that the power is about to be cut: this process may die before it could tell.
+def _remember(ctx: Context, name: str, fencing: NodeFencing, lost: frozenset[str], *, is_off: bool = False) -> bool:
+    """Write down that the power is about to be cut, or (`is_off`) was read as off: this process may die at any time.
+
+    What is said first of the others' silence stays: after a cut it is too late to say.
 
     Returns:
-        Whether it is still to be cut.
+        Whether the fencing goes on.
     """
     current = ctx.store.find(NodeFencing, name)
     if current is None or not current.status.phase.is_open or current.status.bmc_distrust:
@@ -177,8 +190,14 @@ def _remember_cut(ctx: Context, name: str, fencing: NodeFencing) -> bool:
     was, now = fencing.status, current.status
     if current.spec.bmc != fencing.spec.bmc or (was.generation, was.sequence) != (now.generation, now.sequence):
         return False
-    if not now.cut_epoch:
-        new = current.with_status(powered_off=True, cut_epoch=ctx.store.next_epochs(1)[0])
+    new = current
+    if not now.cut_epoch and not now.bmc_off:
+        new = new.with_status(lost_before=tuple(sorted(lost)))
+    if is_off:
+        new = new.with_status(bmc_off=True)
+    elif not now.cut_epoch:
+        new = new.with_status(powered_off=True, cut_epoch=ctx.store.next_epochs(1)[0])
+    if new != current:
         ctx.store.must_commit(ctx.store.batch().put(current, new))
     return True
 
@@ -186,38 +205,6 @@ def _remember_cut(ctx: Context, name: str, fencing: NodeFencing) -> bool:
 def _is_same(fencing: NodeFencing, lease: Lease | None) -> bool:
     status = fencing.status
     return (status.generation, status.sequence) == (lease.identity if lease is not None else ("", 0))
-
-
-def _silent_others(ctx: Context, name: str, away: frozenset[str]) -> list[str]:
-    """Name the members that fell silent when this node's power went.
-
-    Each other member must renew its lease after the power was read as off, unless there was evidence about it before
-    the power was cut, or it was away already when this BMC was last read as on.
-
-    Args:
-        ctx: To work with.
-        name: The node whose power was read as off.
-        away: Members that were silent when this BMC was read as on: it is not theirs, or they were not on it.
-    """
-    others = [node.name for node in ctx.store.all(Node) if node.name != name and node.name not in away]
-    fencings = {f.name: f.status for f in ctx.store.all(NodeFencing)}
-    cut = fencings[name].cut_epoch if name in fencings else 0
-    fenced = {
-        other
-        for other, status in fencings.items()
-        if status.phase.has_evidence and status.evidence is not None and (not cut or status.evidence.epoch < cut)
-    }
-    waiting = {other: lease_of(ctx, other) for other in others if other not in fenced}
-    until = ctx.clock.monotonic() + max(
-        (s.lease.timing.lease_ttl for s in waiting.values() if s is not None), default=ctx.config.lease_ttl
-    )
-    while waiting:
-        now = leases_of(ctx, list(waiting))
-        waiting = {other: before for other, before in waiting.items() if identity(now[other]) == identity(before)}
-        if not waiting or ctx.clock.monotonic() >= until:
-            break
-        ctx.clock.sleep(LOOK_EVERY_S)
-    return sorted(waiting)
 
 
 def power_on_again(ctx: Context, tools: Tools, name: str) -> str:
