@@ -209,7 +209,7 @@ def choose_node(nodes: Mapping[str, NodeState], demand: Demand) -> Choice:
             full += 1
             continue
         share = (node.cpu_used_millicores + demand.cpu_millicores) / max(node.cpu_millicores, 1)
-        disliked = len(untolerated(node.taints, demand.where.tolerations))
+        disliked = len(untolerated(node.taints, demand.where.tolerations)) if node.taints else 0
         rank = (name in demand.avoid, disliked, -liking(node, demand), share, name)
         if best is None or rank < best:
             best = rank

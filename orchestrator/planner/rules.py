@@ -5,7 +5,7 @@ resolved once, so that equal terms of different VMs are one value: a hundred rep
 a hundred owners, and not ten thousand pairs.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -148,8 +148,16 @@ class Whereabouts:
     preferred: tuple[PreferredNodes, ...] = ()
     tolerations: tuple[Toleration, ...] = ()
 
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether any node has the labels that are asked for: most VMs' case, in which nodes need not be looked at."""
+        asked = self.class_labels
+        return not (self.labels or self.affinity or asked.match_labels or asked.match_expressions)
+
     def unmet(self, name: str, labels: Mapping[str, str]) -> str:
         """Say which labels a node lacks: `without label zone=a`; empty when it has all."""
+        if self.asks_nothing:
+            return ""
         missing = [f"{k}={v}" for k, v in sorted(self.labels.items()) if labels.get(k) != v]
         if missing:
             return f"without label {', '.join(missing)}"
@@ -162,14 +170,18 @@ class Whereabouts:
             return f"outside its node affinity ({self.affinity})"
         return ""
 
-    def repelled(self, taints: Iterable[Taint]) -> str:
+    def repelled(self, taints: Collection[Taint]) -> str:
         """Say which of a node's taints keep the VM off: `with taint k=v:NoSchedule`; empty when none does."""
+        if not taints:
+            return ""
         hard = (taint for taint in taints if taint.effect is not TaintEffect.PREFER_NO_SCHEDULE)
         found = untolerated(hard, self.tolerations)
         return f"with taint {', '.join(str(taint) for taint in found)}" if found else ""
 
     def liking(self, name: str, labels: Mapping[str, str]) -> int:
         """Sum the weights of the preferred terms that a node meets."""
+        if not self.preferred:
+            return 0
         return sum(part.weight for part in self.preferred if part.preference.holds(name, labels))
 
 
