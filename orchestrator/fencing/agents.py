@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from orchestrator.resources.fencing import Bmc
 
@@ -62,6 +62,10 @@ class PowerSwitch(Protocol):
     def switch(self, bmc: Bmc, *, on: bool) -> str:
         """Have the power switched; give the problem, or an empty string, which does not mean that it is done."""
         ...
+
+
+_OUR_OPTIONS: Final = {"power_wait": "0"}
+"""All agents know it. Some wait for 2 s after each `off`; the power is read back here anyway, until it is off."""
 
 
 class FenceAgents:
@@ -107,7 +111,7 @@ class FenceAgents:
             return f"password of {bmc.agent}: {error.filename}: {error.strerror}"
         except (KeyError, UnicodeDecodeError) as error:
             return f"password of {bmc.agent}: {error}"
-        lines = [f"{name}={value}" for name, value in sorted(bmc.options.items())]
+        lines = [f"{name}={value}" for name, value in sorted((_OUR_OPTIONS | bmc.options).items())]
         lines += [f"password={password}"] if password else []
         given = "\n".join([*lines, f"action={action}", ""])
         # Files, not pipes: what an agent left behind may hold a pipe open for ever.

@@ -76,7 +76,7 @@ def test_anything_else_is_not_known_and_says_what_came(agent: Agent, body: str) 
 def test_options_and_action_come_on_standard_input(agent: Agent, tmp_path: Path) -> None:
     told = tmp_path / "told"
     assert agent(f'printf "%s" "$given" > {told}; exit 0').switch(BMC, on=False) == ""
-    assert told.read_text().split() == ["ip=192.0.2.1", "action=off"]
+    assert told.read_text().split() == ["ip=192.0.2.1", "power_wait=0", "action=off"]
 
 
 def test_no_password_shows(agent: Agent, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from orchestrator.services.context import Context
 from orchestrator.store import keys
 from orchestrator.store.connection import redis_errors
 
-_CONNECT_S = 2.0
+_CONNECT_S = 1.0
 
 
 def is_listening(host: str, port: int) -> bool:
