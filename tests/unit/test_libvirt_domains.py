@@ -170,6 +170,7 @@ class Guest:
     def interfaceAddresses(self, source: int) -> dict[str, Any]:  # noqa: N802
         assert source != AGENT or self.timeouts, "an agent without a time limit may hang for ever"
         if source not in self.known:
+            libvirt.virResetLastError()  # an error is made of the thread's last one, of whatever test that was
             raise libvirt.libvirtError("no such source")
         addresses = [{"addr": address, "prefix": 24, "type": 0} for address in self.known[source]]
         return {"lo": {"addrs": None}, "eth0": {"addrs": addresses}}
