@@ -71,7 +71,7 @@ def take_listing(ctx: Context, batch: Batch, node: str, report: Report, at: date
     newer = {uuid: known for uuid, known in before.items() if known.counter > began}
     domains |= newer  # reported while the listing was read: the listing is older news of them
     named = {seen.vm for seen in (*before.values(), *domains.values()) if seen.vm}
-    vms = _load_vms(ctx, named | _on_record(ctx, node))
+    vms = _load_vms(ctx, named | on_record(ctx, node))
     for uuid, known in before.items():
         if uuid in domains:
             continue
@@ -306,7 +306,7 @@ class _Loaded:
         return self.holder is not None or self.vm.status.adoption is not None
 
 
-def _on_record(ctx: Context, node: str) -> set[str]:
+def on_record(ctx: Context, node: str) -> set[str]:
     """Name the VMs that are on record on a node: each has its claim there."""
     with redis_errors(ctx.store.redis):
         claims = cast("list[str]", ctx.store.redis.hkeys(keys.claims(node)))

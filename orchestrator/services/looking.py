@@ -11,7 +11,7 @@ from typing import Any, cast
 from uuid import uuid4
 
 from orchestrator.errors import Invalid
-from orchestrator.resources import Node, VirtualMachine
+from orchestrator.resources import Node
 from orchestrator.resources.looking import LOOK_PREFIX, Look, LookOrder
 from orchestrator.services.context import Context
 from orchestrator.store import Batch, keys
@@ -119,15 +119,9 @@ def take_answer(ctx: Context, batch: Batch, node: str, body: dict[str, Any]) -> 
     batch.effect("HDEL", keys.orders(node), order_id).effect("ZREM", keys.AWAITING, order_id)
 
 
-def vms_of(ctx: Context, node: str) -> frozenset[str]:
-    """Name the VMs that are on record on a node."""
-    vms = ctx.store.all(VirtualMachine)
-    return frozenset(vm.key for vm in vms if vm.status.node_name == node and vm.status.phase.occupies_node)
-
-
 def shows(look: Look, wanted: frozenset[str]) -> bool:
     """Whether a host lives, as was seen: its daemon answered, and showed one of its VMs, if it has any."""
     return not look.problem and (not wanted or any(guest.vm in wanted for guest in look.guests))
 
 
-__all__ = ["Asked", "ask", "collect", "drop", "drop_overdue", "is_timer", "shows", "take_answer", "vms_of"]
+__all__ = ["Asked", "ask", "collect", "drop", "drop_overdue", "is_timer", "shows", "take_answer"]

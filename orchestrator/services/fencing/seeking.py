@@ -27,6 +27,7 @@ from orchestrator.services.fencing.state import (
     say_unconfirmed,
 )
 from orchestrator.services.fencing.tools import Tools, alone, hold_on, is_answering
+from orchestrator.services.inventory import on_record
 from orchestrator.services.takeover import commit_evidence
 
 log = logger(__name__)
@@ -107,7 +108,7 @@ def _is_seen_alive(ctx: Context, tools: Tools, node: Node) -> str:
     What agents see by its libvirt daemon decides. Where none of them can say, it is enough that the daemon's port takes
     connections, as tried from here: a daemon that hangs does so too.
     """
-    wanted = looking.vms_of(ctx, node.name)
+    wanted = frozenset(on_record(ctx, node.name))
     asked = looking.ask(ctx, node)
     is_open = is_answering(tools, node)
     wait_s = looking.OPEN_WAIT_S if is_open else looking.CLOSED_WAIT_S

@@ -5,13 +5,15 @@ BMC is used for nothing any more. Members that were silent *before* (a rack with
 there each BMC of them must have been read as off as well. Then all of their hosts are off, whichever belongs to whom.
 """
 
-from typing import Final
+from typing import Final, cast
 
 from orchestrator.lease import StoredLease
 from orchestrator.resources import Node, NodeFencing
 from orchestrator.resources.fencing import Bmc
 from orchestrator.services.context import Context
 from orchestrator.services.fencing.state import LOOK_EVERY_S, identity, leases_of
+from orchestrator.store import keys
+from orchestrator.store.connection import redis_errors
 
 Leases = dict[str, StoredLease | None]
 _HEARTBEATS: Final = 2
@@ -21,7 +23,7 @@ _PLACE: Final = ("ip", "ipaddr", "ipport", "port", "plug", "uuid")
 
 def others(ctx: Context, name: str) -> Leases:
     """Read the leases of all members but one."""
-    return _read(ctx, [node.name for node in ctx.store.all(Node) if node.name != name])
+    return _read(ctx, sorted(_names(ctx) - {name}))
 
 
 def silent_before(ctx: Context, before: Leases, since: float) -> frozenset[str]:
@@ -68,7 +70,7 @@ def unexplained(ctx: Context, name: str, away: frozenset[str]) -> tuple[list[str
         and (not cut or fencing.status.evidence.epoch < cut)
     }
     # One that was silent before counts though it was recovered and has left the herd since.
-    names = ({node.name for node in ctx.store.all(Node)} | before) - {name} - away - fenced
+    names = (_names(ctx) | before) - {name} - away - fenced
     waiting = _read(ctx, sorted(names))
     until = ctx.clock.monotonic() + max(
         (stored.lease.timing.lease_ttl for stored in waiting.values() if stored is not None),
@@ -100,6 +102,11 @@ def _differ(one: Bmc, other: Bmc) -> bool:
 def _unrenewed(ctx: Context, before: Leases) -> Leases:
     now = _read(ctx, list(before))
     return {other: stored for other, stored in before.items() if identity(now[other]) == identity(stored)}
+
+
+def _names(ctx: Context) -> set[str]:
+    with redis_errors(ctx.store.redis):
+        return set(cast("list[str]", ctx.store.redis.hkeys(keys.resources(Node.kind_name))))
 
 
 def _read(ctx: Context, names: list[str]) -> Leases:
