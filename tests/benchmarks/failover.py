@@ -16,7 +16,6 @@ from typing import Any
 
 from orchestrator.resources import RunPolicy
 from orchestrator.resources.fencing import FenceLevel
-from orchestrator.services.fencing import arm
 from tests.benchmarks.figures import Figure, Result, typical
 from tests.benchmarks.running import Bench
 from tests.ipmi import SimulatedBmc
@@ -90,7 +89,6 @@ def _parts(measured: list[Failover]) -> list[Figure]:
 
 
 def _rounds(bench: Bench, herd: LabHerd, level: FenceLevel, what: str) -> list[Failover]:
-    arm(herd.cluster.context, "")
     settle(herd)
     guest = herd.lab.guest("linux-vm", address="192.0.2.101")
     herd.start_guests((guest, "h1"), runPolicy=RunPolicy.ALWAYS_ON.value)

@@ -13,7 +13,6 @@ import pytest
 from orchestrator.errors import NotFound
 from orchestrator.resources import Event, NodeFencing, RunPolicy
 from orchestrator.resources.fencing import Bmc, FenceLevel, FencePhase
-from orchestrator.services.fencing import arm
 from tests.lab import fences, outside
 from tests.lab.fences import starts_after
 from tests.lab.guest import Guest
@@ -42,7 +41,6 @@ def shared() -> Iterator[LabHerd]:
     require_lab()
     settings = {**TIMES, **fences.SETTINGS, "VMHERD_GRANT_TTL": "5", "VMHERD_SYSTEM_RESERVED_MEMORY_MIB": "512"}
     with Lab(hosts=len(HOSTS), name="takeover") as lab, LabHerd(lab, env=settings, watchdogs=True) as herd:
-        arm(herd.cluster.context, "")
         yield herd
 
 

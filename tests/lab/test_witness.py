@@ -9,7 +9,6 @@ import pytest
 
 from orchestrator.resources import RunPolicy
 from orchestrator.resources.fencing import FenceLevel
-from orchestrator.services.fencing import arm
 from tests.lab import fences
 from tests.lab.fences import starts_after
 from tests.lab.herd import LabHerd
@@ -25,7 +24,6 @@ def herd() -> Iterator[LabHerd]:
     require_lab()
     lab = Lab(names=["worker-a", "worker-b"], name="witness")
     with lab, LabHerd(lab, env=TIMES, watchdogs=True, witness="master") as herd:
-        arm(herd.cluster.context, "")
         yield herd
 
 
