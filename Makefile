@@ -18,7 +18,7 @@ demo: setup ## a herd of 3 hosts and 6 guests on this machine, and a tour (DEMO_
 
 .PHONY: test
 test: setup lint ## everything: check, unit, contract, scenarios, integration, lab (TEST_ARGS go to pytest)
-	$(PYTEST) --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=20 $(TEST_ARGS)
+	@$(BIN)/python -m tests --durations=20 $(TEST_ARGS)
 
 .PHONY: check
 check: setup-python lint ## formatting, ruff, mypy, import layers, unit tests

@@ -1,13 +1,10 @@
 """CI's rule: no test that leans on the machine may be skipped there, whatever for."""
 
 from collections.abc import Generator
-from typing import Any
 
 import pytest
 
 from tests.requirements import MUST_RUN_IN_CI, is_ci
-
-_KEY = "skipped_in_ci"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,16 +35,9 @@ class SkipsInCI:
         if report.skipped:
             self.skipped[report.nodeid] = _reason(report)
 
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:
-        """Take what one of several processes (`-n`) has noticed."""
-        self.skipped.update(getattr(node, "workeroutput", {}).get(_KEY, {}))
-
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Turn success, and the code for a run without a test, into failure."""
-        if hasattr(session.config, "workeroutput"):
-            session.config.workeroutput[_KEY] = self.skipped
         if self.skipped and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -43,17 +43,7 @@ def test_ci_says_which_and_why(pytester: pytest.Pytester, monkeypatch: pytest.Mo
     run(pytester, "skipped").stdout.fnmatch_lines(["*skipped, which CI does not allow*", "*::test_it: no QEMU"])
 
 
-def run(pytester: pytest.Pytester, kind: str, *options: str) -> pytest.RunResult:
+def run(pytester: pytest.Pytester, kind: str) -> pytest.RunResult:
     pytester.makeini("[pytest]\nmarkers =\n    lab: the lab\n")
     pytester.makepyfile(TESTS[kind])
-    return pytester.runpytest_inprocess("-p", "tests.ci_rules", "-p", "no:hypothesispytest", *options)
-
-
-@pytest.mark.parametrize("kind", ["skipped", "whole file"])
-def test_a_process_of_several_tells_its_skips(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    monkeypatch.setenv("CI", "true")
-    result = run(pytester, kind, "-n", "1")
-    assert result.ret == 1
-    result.stdout.fnmatch_lines(["*skipped, which CI does not allow*"])
+    return pytester.runpytest_inprocess("-p", "tests.ci_rules", "-p", "no:hypothesispytest")
