@@ -142,8 +142,9 @@ def test_swapped_bmc_addresses_are_no_evidence(lab: Lab, herd: LabHerd) -> None:
         said = fences.events(herd, dead.name)["FenceUnconfirmed"]
         assert f"{healthy.name} fell silent too" in said
         assert "swapped" in said
-        # The other one's evidence would be as false.
-        wait_until(lambda: fences.status(herd, healthy.name).bmc_distrust, 90, "nor is that BMC trusted")
+        # The other one's is none either: the first had been lost before, and by a BMC that is not trusted.
+        others = (FencePhase.UNCONFIRMED, "OthersLost")
+        fences.wait_status(herd, healthy.name, "its reason", lambda s: (s.phase, s.reason) == others, 90)
 
         confirmed_at = time.time()
         for host in (dead, healthy):
