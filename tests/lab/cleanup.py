@@ -12,6 +12,7 @@ Docker engine, and their cgroups, once empty, say that they have.
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -60,8 +61,13 @@ def _tear_down(name: str, deadline: float) -> None:
     _remove_cgroups(name, deadline)
     for mount in mounts_under(directory):
         subprocess.run(["umount", "-l", mount], check=True, capture_output=True)
-    if directory.exists():
-        shutil.rmtree(directory)
+    while directory.exists():
+        try:
+            shutil.rmtree(directory)
+        except OSError as error:  # a process outside the namespaces still writes its log there
+            if error.errno != errno.ENOTEMPTY or time.monotonic() >= deadline:
+                raise
+            time.sleep(0.05)
 
 
 def _kill_all(name: str, inodes: Collection[int], deadline: float) -> None:
