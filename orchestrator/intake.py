@@ -100,10 +100,7 @@ class Intake:
         """Learn of nodes: those registered, and those enrolled that have not reported yet."""
         if self.ctx.clock.monotonic() - self._nodes_read_at < _NODES_EVERY_S:
             return
-        redis = self.ctx.store.redis
-        with redis_errors(redis):
-            registered = cast("list[str]", redis.hkeys(keys.resources(Node.kind_name)))
-        self._nodes = {*registered, *enrolled(redis)}
+        self._nodes = {*self.ctx.store.names(Node), *enrolled(self.ctx.store.redis)}
         self._nodes_read_at = self.ctx.clock.monotonic()
 
 

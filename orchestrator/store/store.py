@@ -150,6 +150,11 @@ class Store:
         chosen = (r for r in documents if namespace is None or r.metadata.namespace == namespace)
         return [cast("R", r) for r in sorted(chosen, key=lambda r: r.key)]
 
+    def names(self, kind: type[Resource]) -> set[str]:
+        """Read the keys of all documents of a kind, and not the documents."""
+        with redis_errors(self.redis):
+            return set(cast("list[str]", self.redis.hkeys(keys.resources(kind.kind_name))))
+
     def load(self, kinds: Sequence[type[Resource]]) -> Loaded:
         """Read all documents of some kinds as of one instant."""
         with redis_errors(self.redis):

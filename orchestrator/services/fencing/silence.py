@@ -5,15 +5,14 @@ BMC is used for nothing any more. Members that were silent *before* (a rack with
 there each BMC of them must have been read as off as well. Then all of their hosts are off, whichever belongs to whom.
 """
 
-from typing import Final, cast
+from collections.abc import Callable, Iterable
+from typing import Final
 
 from orchestrator.lease import StoredLease
 from orchestrator.resources import Node, NodeFencing
 from orchestrator.resources.fencing import Bmc
 from orchestrator.services.context import Context
 from orchestrator.services.fencing.state import LOOK_EVERY_S, identity, leases_of
-from orchestrator.store import keys
-from orchestrator.store.connection import redis_errors
 
 Leases = dict[str, StoredLease | None]
 _HEARTBEATS: Final = 2
@@ -23,7 +22,7 @@ _PLACE: Final = ("ip", "ipaddr", "ipport", "port", "plug", "uuid")
 
 def others(ctx: Context, name: str) -> Leases:
     """Read the leases of all members but one."""
-    return _read(ctx, sorted(_names(ctx) - {name}))
+    return _read(ctx, sorted(ctx.store.names(Node) - {name}))
 
 
 def silent_before(ctx: Context, before: Leases, since: float) -> frozenset[str]:
@@ -36,13 +35,7 @@ def silent_before(ctx: Context, before: Leases, since: float) -> frozenset[str]:
     """
     longest = max((stored.lease.timing.heartbeat for stored in before.values() if stored is not None), default=0.0)
     until = since + _HEARTBEATS * longest + LOOK_EVERY_S
-    waiting = dict(before)
-    while waiting:
-        waiting = _unrenewed(ctx, waiting)
-        if not waiting or ctx.clock.monotonic() >= until:
-            break
-        ctx.clock.sleep(LOOK_EVERY_S)
-    return frozenset(waiting)
+    return frozenset(_still_silent(ctx, before, until))
 
 
 def unexplained(ctx: Context, name: str, away: frozenset[str]) -> tuple[list[str], list[str]]:
@@ -70,20 +63,18 @@ def unexplained(ctx: Context, name: str, away: frozenset[str]) -> tuple[list[str
         and (not cut or fencing.status.evidence.epoch < cut)
     }
     # One that was silent before counts though it was recovered and has left the herd since.
-    names = (_names(ctx) | before) - {name} - away - fenced
+    names = (ctx.store.names(Node) | before) - {name} - away - fenced
     waiting = _read(ctx, sorted(names))
     until = ctx.clock.monotonic() + max(
         (stored.lease.timing.lease_ttl for stored in waiting.values() if stored is not None),
         default=ctx.config.lease_ttl,
     )
-    while waiting:
-        waiting = _unrenewed(ctx, waiting)
-        known = ctx.store.many(NodeFencing, sorted(before & waiting.keys()))
-        off = {str(other) for other, fencing in known.items() if _is_off_too(fencing, own.spec.bmc)}
-        waiting = {other: stored for other, stored in waiting.items() if other not in off}
-        if not waiting or ctx.clock.monotonic() >= until:
-            break
-        ctx.clock.sleep(LOOK_EVERY_S)
+
+    def are_off(silent: Iterable[str]) -> set[str]:
+        known = ctx.store.many(NodeFencing, sorted(before.intersection(silent)))
+        return {str(other) for other, fencing in known.items() if _is_off_too(fencing, own.spec.bmc)}
+
+    waiting = _still_silent(ctx, waiting, until, are_off)
     return sorted(waiting.keys() - before), sorted(waiting.keys() & before)
 
 
@@ -99,14 +90,22 @@ def _differ(one: Bmc, other: Bmc) -> bool:
     return all(places) and places[0] != places[1]
 
 
-def _unrenewed(ctx: Context, before: Leases) -> Leases:
-    now = _read(ctx, list(before))
-    return {other: stored for other, stored in before.items() if identity(now[other]) == identity(stored)}
-
-
-def _names(ctx: Context) -> set[str]:
-    with redis_errors(ctx.store.redis):
-        return set(cast("list[str]", ctx.store.redis.hkeys(keys.resources(Node.kind_name))))
+def _still_silent(
+    ctx: Context, before: Leases, until: float, are_off: Callable[[Iterable[str]], set[str]] = lambda _: set()
+) -> Leases:
+    """Give the leases that are not renewed by a time, less those of nodes that are known to be off."""
+    waiting = before
+    while waiting:
+        now, off = _read(ctx, list(waiting)), are_off(waiting)
+        waiting = {
+            other: stored
+            for other, stored in waiting.items()
+            if other not in off and identity(now[other]) == identity(stored)
+        }
+        if not waiting or ctx.clock.monotonic() >= until:
+            break
+        ctx.clock.sleep(LOOK_EVERY_S)
+    return waiting
 
 
 def _read(ctx: Context, names: list[str]) -> Leases:
