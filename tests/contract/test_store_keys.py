@@ -39,6 +39,7 @@ def test_a_herd_at_work_has_declared_keys_only(store: Store) -> None:
     store.redis.hset(keys.DISARMED, keys.DISARMED_ALL, "maintenance")
     store.redis.set(keys.fencing("n1"), "token", px=keys.FENCING_TTL_MS)
     store.redis.set(keys.bmc_on("n1"), "{}", px=keys.BMC_ON_TTL_MS)
+    store.redis.set(keys.console_session("digest"), "{}", ex=60)
     store.redis.set(keys.wanted("grant"), "1", px=keys.WANTED_TTL_MS)
     store.redis.set(keys.tick("reconcile", 1), "1", ex=20)
     store.redis.set(keys.REBALANCE_SCAN, "1", px=60_000)
