@@ -18,7 +18,7 @@ demo: setup ## a herd of 3 hosts and 6 guests on this machine, and a tour (DEMO_
 
 .PHONY: test
 test: setup lint ## everything: check, unit, contract, scenarios, integration, lab (TEST_ARGS go to pytest)
-	@$(BIN)/python -m tests --durations=20 $(TEST_ARGS)
+	@$(BIN)/python -m tests --durations=3 $(TEST_ARGS)
 
 .PHONY: check
 check: setup-python lint ## formatting, ruff, mypy, import layers, unit tests
@@ -26,7 +26,7 @@ check: setup-python lint ## formatting, ruff, mypy, import layers, unit tests
 
 .PHONY: fast
 fast: setup-python ## the tests that need no root: unit, contract (on a Redis of their own), scenarios
-	$(PYTEST) -m "not lab" $(wildcard tests/unit tests/model tests/contract tests/scenarios) $(TEST_ARGS)
+	@$(BIN)/python -m tests --fast $(TEST_ARGS)
 
 .PHONY: bench
 bench: setup ## figures (BENCH_ARGS)

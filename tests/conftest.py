@@ -50,8 +50,25 @@ def durable_redis(tmp_path: Path) -> Iterator[RedisServer]:
     server.kill()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by their folder."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--part`, by which several pytests share some folders' tests."""
+    parser.addoption("--part", metavar="K/N", help="run each N-th of the chosen tests only, from the K-th on")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """Mark tests by their folder, let -m and -k choose, and take the part of those that is asked for."""
+    _mark(items)
+    yield
+    part = config.getoption("--part")
+    if part:
+        first, _, count = part.partition("/")
+        chosen = items[int(first) - 1 :: int(count)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        items[:] = chosen
+
+
+def _mark(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     for item in items:
         if not item.path.is_relative_to(tests):
