@@ -21,7 +21,7 @@ from celery.exceptions import Ignore
 from orchestrator.celery_app import CeleryMessenger, app
 from orchestrator.errors import Conflict, RecoveryMode, StoreUnavailable, VmherdError
 from orchestrator.logs import logger
-from orchestrator.queues import CONTROL, FENCING, LIVENESS, Task
+from orchestrator.queues import CONTROL, FENCING, LIVENESS, TICK_PERIOD_S, Task
 from orchestrator.resources import DEFAULT_NAMESPACE, OperationType
 from orchestrator.resources.vmop import CELERY_TASK_ANNOTATION, MigrateTo
 from orchestrator.services import capacity, rebalancing
@@ -120,8 +120,9 @@ def liveness() -> None:
             first = not _liveness
         if first:
             _liveness.append((Liveness(context(), herd()), AgentWatch(context(), herd())))
-        for watch in _liveness[0]:
-            watch.scan()
+        leases, agents = _liveness[0]
+        agents.scan()
+        leases.watch(TICK_PERIOD_S["liveness"])
     except StoreUnavailable as error:
         log.warning("liveness: no store", error=str(error))
 

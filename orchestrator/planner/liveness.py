@@ -75,8 +75,12 @@ class Watched:
 
     def is_expired(self, default_ttl: float) -> bool:
         """Whether it ran out by both clocks: no pause of this worker and no step of Redis's clock does it alone."""
-        ttl = self.lease.timing.lease_ttl if self.lease is not None else default_ttl
+        ttl = self.ttl(default_ttl)
         return self.unchanged_s > ttl + _SLACK_S and self.by_redis_s > ttl
+
+    def ttl(self, default: float) -> float:
+        """T, as its lease says it."""
+        return self.lease.timing.lease_ttl if self.lease is not None else default
 
     def is_late(self, default: Timing) -> bool:
         """Whether it has missed heartbeats: it may be about to be lost, together with one that is lost already.

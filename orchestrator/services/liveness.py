@@ -45,6 +45,13 @@ from orchestrator.store.connection import redis_errors
 
 log = logger(__name__)
 
+_SHORTEST_S = 0.1
+"""Between two scans."""
+_AFTER_S = 0.06
+"""What is due is looked at so long after its moment: all limits are exceeded then (`planner.liveness`)."""
+_VOTES_EVERY_S = 0.25
+_VOTES_COME_S = 2.0
+"""Members acknowledge a suspicion with their next heartbeats; for so long besides, and so often, that is looked for."""
 _NOTICES_S = 1.0
 """A primary looks once a second whether its replicas are there."""
 NO_MIN_REPLICAS = "Redis has replicas, and min-replicas-to-write is 0: one that was replaced may accept writes for ever"
@@ -102,9 +109,27 @@ class Liveness:
         self._unsafe = ""
         self._majority_since: float | None = None
         self._many_at = -math.inf
+        self._due_at = math.inf
+
+    def watch(self, period_s: float) -> None:
+        """Look, and look again each time that something falls due before the next look is to be expected.
+
+        A renewal (whose age counts from when it was read), a lease that runs out, or a vote that has stood long enough
+        is noticed then, and not at the next period's begin.
+
+        Args:
+            period_s: From the begin of this call to that of the next one.
+        """
+        clock = self.ctx.clock
+        until = clock.monotonic() + period_s
+        self.scan()
+        while self._due_at < until:
+            clock.sleep(max(self._due_at - clock.monotonic(), _SHORTEST_S))
+            self.scan()
 
     def scan(self) -> None:
         """Look at all leases once, and act on what they show."""
+        self._due_at = math.inf
         nodes = {node.name: node for node in self.herd.follower.all(Node)}
         seen = self._look(sorted(nodes))
         self._note_interruption(seen)
@@ -136,8 +161,14 @@ class Liveness:
         )
         if herd.are_too_many(herd.lost):
             self._many_at = seen.glance.read_at
+        self._is_due_at(clock + min((s.lease.timing.heartbeat for s in seen.leases.values() if s), default=math.inf))
+        for name in watched.keys() - lost:
+            self._is_due_at(self._leases[name].since + watched[name].ttl(ttl))
         for name in sorted(lost):
             self._act(nodes[name], watched[name], herd, seen)
+
+    def _is_due_at(self, moment: float) -> None:
+        self._due_at = min(self._due_at, moment + _AFTER_S)
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -340,11 +371,13 @@ class Liveness:
         if suspicion is None and lease.failsafe:
             if may_suspect(watched, majority_fresh_s=majority_s, quiet_s=herd.quiet_s, wait_s=wait_s):
                 self._suspect(name, lease)
+                self._is_due_at(clock + _VOTES_EVERY_S)
             return
         ballot = self._ballot(name, suspicion, seen)
         ack_wait = max(lease.timing.ack_wait, self.ctx.config.ack_wait or 0)
         reason, _ = deadline_obstacle(watched, ballot, seen.membership, margin=margin, ack_wait=ack_wait)
         if reason:
+            self._look_again(watched, lease, clock, margin=margin, ack_wait=ack_wait)
             return
         found = self.ctx.store.find(NodeFencing, name)
         if found is None or not found.status.phase.is_open:
@@ -356,6 +389,17 @@ class Liveness:
         refused = commit_evidence(self.ctx, found, lease, FenceLevel.DEADLINE, text, vote=vote)
         if refused is not None:
             log.warning("no takeover by deadline", node=name, check=refused.check, detail=refused.detail)
+
+    def _look_again(self, watched: Watched, lease: Lease, clock: float, *, margin: float, ack_wait: float) -> None:
+        """Note when the deadline may be evidence, as far as that is known by now."""
+        timing, due = lease.timing, self._leases[watched.name].since + lease.timing.lease_ttl + margin
+        if watched.name in self._ballots:
+            due = max(due, self._ballots[watched.name].since + ack_wait)
+        elif lease.failsafe:
+            is_young = watched.unchanged_s < timing.lease_ttl + 2 * timing.heartbeat + _VOTES_COME_S
+            due = clock + _VOTES_EVERY_S if is_young else -math.inf  # the next period is soon enough
+        if due > clock:
+            self._is_due_at(due)
 
     def _ballot(self, name: str, suspicion: Suspicion | None, seen: _Seen) -> Ballot:
         if suspicion is None:

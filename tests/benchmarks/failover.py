@@ -112,7 +112,7 @@ def _once(herd: LabHerd, guest: Guest, level: FenceLevel, bmcs: dict[str, Simula
 
     def instant(event: str, **fields: str) -> float:
         return next(
-            at
+            at - cut_at
             for at, line in told
             if line["event"] == event and all(str(line[k]).endswith(v) for k, v in fields.items())
         )

@@ -165,7 +165,7 @@ class _Watching:
         time.sleep(max(0.0, self._next - time.monotonic()))
         self._next = max(self._next + _SCAN_EVERY_S, time.monotonic())
         began, cpu = time.perf_counter(), time.thread_time()
-        self._liveness.scan()
+        self._liveness.watch(_SCAN_EVERY_S)
         self.scan_ms.append((time.perf_counter() - began) * 1000)
         self.cpu_s += time.thread_time() - cpu
         for name in victims:

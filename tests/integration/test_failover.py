@@ -22,6 +22,7 @@ from orchestrator.resources import (
 )
 from orchestrator.resources.fencing import FenceLevel, FencePhase
 from orchestrator.services import fencing as services
+from orchestrator.services.context import Clock, Context
 from orchestrator.services.failover import recover_node
 from orchestrator.services.fencing import Tools, arm, confirm, disarm, read_power
 from orchestrator.services.inventory import put_node
@@ -308,6 +309,31 @@ class TestDeadline:
         assert seconds > timing.lease_ttl + timing.margin
         stage.play(lambda: stage.is_at_rest("a"))
         assert stage.world.running(vm.metadata.uid) != ["n1"]
+
+    def test_no_period_passes_before_what_is_due_is_noticed(self, stage: Stage, armed: FencingStage) -> None:
+        stage.add_vm("a", "n1")
+        timing, at = armed.renew("n1").timing, {"lost": armed.now_s + 20}
+
+        def note() -> None:
+            at.setdefault(armed.fencing("n1").status.phase.value, armed.now_s)
+            if stage.store.redis.hexists(keys.SUSPICIONS, "n1"):
+                at.setdefault("suspected", armed.now_s)
+
+        def sleep(seconds: float) -> None:
+            note()  # a look has ended
+            armed.pass_time(seconds)
+
+        clock = Clock(stage.ctx.clock.now, lambda: armed.now_s, sleep)
+        liveness = Liveness(Context(stage.store, stage.outbox, clock), stage.herd)
+        while armed.now_s < at["lost"] + 40:
+            if armed.now_s >= at["lost"]:
+                armed.lose("n1")
+            begun = armed.now_s
+            stage.herd.follower.sync()
+            liveness.watch(1.0)
+            sleep(begun + 1.0 - armed.now_s)
+        assert 0 < at["Fencing"] - at["lost"] - timing.lease_ttl < 0.2
+        assert 0 < at["Fenced"] - at["suspected"] - timing.ack_wait < 0.7, "a vote is looked for four times a second"
 
     def test_not_without_a_watchdog(self, stage: Stage, herd: FencingStage) -> None:
         stage.add_vm("a", "n1")

@@ -123,8 +123,8 @@ class ControlPlane:
 
         def scan() -> None:
             herd.follower.sync()
-            liveness.scan()
             agents.scan()
+            liveness.watch(TICK_PERIOD_S["liveness"])
 
         serve(self._client, self._schedule, LIVENESS, {Task.LIVENESS: scan})
 
