@@ -25,8 +25,13 @@ NO_TESTS = 5
 INTERRUPTED = 130
 _TESTS = Path("tests")
 _NEED_NO_ROOT = ("unit", "model", "contract", "scenarios")
-_LONGEST = ("demo", "maintenance", "convergence", "compose", "failover", "takeover")
-"""Labs' files that take minutes. They begin first, so that no CPU waits for the last of them."""
+_TOGETHER = (
+    ("migration", "adoption", "policies", "ways_in", "rebalancing"),
+    ("maintenance", "kubectl", "console"),
+)
+"""Labs' files whose herds have the same settings: they are one share, so that one herd serves them all."""
+_LONGEST = (("demo",), ("convergence",), ("compose",), ("failover",), ("takeover",))
+"""Labs' files that take minutes. They begin before the rest, so that no CPU waits for the last of them."""
 _PARTS = 4
 """Of the integration tests."""
 
@@ -36,15 +41,17 @@ Share = tuple[str, ...]
 
 def everything() -> list[list[Share]]:
     """Give the labs' shares, and all others."""
-    longest = {str(_TESTS / "lab" / f"test_{name}.py"): place for place, name in enumerate(_LONGEST)}
-    labs = sorted(
-        map(str, (_TESTS / "lab").glob("test_*.py")), key=lambda name: (longest.get(name, len(longest)), name)
-    )
+    first = (*_TOGETHER, *_LONGEST)
+    rest = {path.stem.removeprefix("test_") for path in (_TESTS / "lab").glob("test_*.py")}.difference(*first)
+    labs = [
+        tuple(str(_TESTS / "lab" / f"test_{name}.py") for name in names)
+        for names in (*first, *((name,) for name in sorted(rest)))
+    ]
     integration = sorted(map(str, (_TESTS / "integration").glob("test_*.py")))
     others = [tuple(integration[part::_PARTS]) for part in range(_PARTS)]
     others += [(str(_TESTS / "unit"), str(_TESTS / "model"))]
     others += [(str(_TESTS / name),) for name in ("contract", "scenarios", "browser")]
-    return [[(name,) for name in labs], others]
+    return [labs, others]
 
 
 def what_needs_no_root() -> list[list[Share]]:

@@ -1,4 +1,4 @@
-"""Fixtures of the lab tests: one lab and herd for a module, clean before and after each test.
+"""Fixtures of the lab tests: one lab and herd for modules with the same settings, clean before and after each test.
 
 A test that hurts the herd gets it back as it was: killed processes come back by themselves, and what a test changed in
 hosts and links it puts right in a `finally` of its own.
@@ -7,6 +7,7 @@ hosts and links it puts right in a `finally` of its own.
 import re
 import shutil
 from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +52,49 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
-@pytest.fixture(scope="module")
-def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """Three hosts, for one module."""
+class Herds:
+    """Brings up a lab and the product on it, and keeps them for as long as the next module wants the same settings."""
+
+    def __init__(self) -> None:
+        self._settings: dict[str, str] = {}
+        self._up = ExitStack()
+        self._herd: LabHerd | None = None
+
+    def get(self, settings: dict[str, str], name: str) -> LabHerd:
+        """Give the herd that has these settings; a new one's lab is called by the name."""
+        if self._herd is None or settings != self._settings:
+            self.close()
+            lab = self._up.enter_context(Lab(hosts=3, name=name))
+            self._herd = self._up.enter_context(LabHerd(lab, env=settings))
+            self._settings = settings
+        return self._herd
+
+    def close(self) -> None:
+        """Take down what is up."""
+        self._herd = None
+        self._up.close()
+
+
+@pytest.fixture(scope="session")
+def herds() -> Iterator[Herds]:
+    """What modules share."""
     require_lab()
-    with Lab(hosts=3, name=request.module.__name__.rpartition("_")[2][:10]) as lab:
-        yield lab
+    herds = Herds()
+    yield herds
+    herds.close()
 
 
 @pytest.fixture(scope="module")
-def module_herd(lab: Lab, request: pytest.FixtureRequest) -> Iterator[LabHerd]:
-    """The product on the module's lab, with the module's `SETTINGS`."""
-    with LabHerd(lab, env={**HERD_ENV, **getattr(request.module, "SETTINGS", {})}) as herd:
-        yield herd
+def module_herd(herds: Herds, request: pytest.FixtureRequest) -> LabHerd:
+    """The product on three hosts, with the module's `SETTINGS`; modules that have the same run on the same herd."""
+    name = request.module.__name__.rpartition("_")[2][:10]
+    return herds.get({**HERD_ENV, **getattr(request.module, "SETTINGS", {})}, name)
+
+
+@pytest.fixture(scope="module")
+def lab(module_herd: LabHerd) -> Lab:
+    """The lab of the module's herd."""
+    return module_herd.lab
 
 
 @pytest.fixture
