@@ -63,7 +63,7 @@ def _of_lease(status: NodeFencingStatus, lease: Lease | None, at: datetime) -> d
     new["boot_id"] = lease.boot_id if lease is not None else ""
     is_another = (generation, sequence) != (status.generation, status.sequence)
     if is_another:
-        new |= {"powered_off": False, "cut_epoch": 0, "bmc_off": False, "lost_before": ()}
+        new |= {"powered_off": False, "cut_epoch": 0, "bmc_off": False, "lost_before": (), "may_be_of": None}
     if is_another or status.lost_at is None:
         new["lost_at"] = at
     return new
