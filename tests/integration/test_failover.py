@@ -424,6 +424,10 @@ class TestDeadline:
         armed.lose("n1")
         no_evidence(armed, "n1")
         assert stage.store.redis.hlen(keys.SUSPICIONS) == 0
+        assert "min-replicas-to-write is 0" in armed.fencing("n1").status.deadline
+        assert reasons(stage, "n1").count("DeadlineUnsafe") == 1
+        monkeypatch.undo()  # somebody has set it
+        until_fenced(armed, "n1")
 
     def test_failsafe_off_needs_no_vote(self, stage: Stage, armed: FencingStage) -> None:
         armed.renew("n1", failsafe=False)

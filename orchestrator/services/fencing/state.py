@@ -145,6 +145,16 @@ def say_unconfirmed(ctx: Context, name: str, reason: str, message: str) -> None:
     change_fencing(ctx, name, change, Note("FenceUnconfirmed", text, warning=True))
 
 
+def say_deadline(ctx: Context, name: str, why: str) -> None:
+    """Show why a watchdog's deadline will be no evidence; empty: it may be."""
+
+    def change(old: NodeFencing) -> NodeFencing | None:
+        return old.with_status(deadline=why) if old.status.phase.is_open else None
+
+    note = Note("DeadlineUnsafe", f"its watchdog's deadline does not count: {why}", warning=True)
+    change_fencing(ctx, name, change, note if why else None)
+
+
 def distrust(ctx: Context, name: str, bmc: Bmc, why: str) -> None:
     """Use a BMC for nothing any more, until another one is set."""
 
