@@ -134,7 +134,7 @@ class Liveness:
             correlated=correlation(silent, labels, self.ctx.config.correlation_labels),
             many_ago_s=clock - self._many_at,
         )
-        if herd.are_too_many(herd.lost):
+        if herd.are_too_many(herd.late):
             self._many_at = seen.glance.read_at
         for name in sorted(lost):
             self._act(nodes[name], watched[name], herd, seen)
