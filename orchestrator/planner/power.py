@@ -55,9 +55,10 @@ def not_known_off(name: str, readings: Mapping[str, OffReading], boots: Mapping[
             continue
         places[member] = reading.place
         waiting += sorted(reading.may_be_of)
-    known = sorted(places)
-    alone = {member for member in known if list(places.values()).count(places[member]) == 1 and places[member]}
-    return frozenset(unknown | (set(known) - alone if len(known) > 1 else set()))
+    if len(places) > 1:
+        found = list(places.values())
+        unknown |= {member for member, place in places.items() if place is None or found.count(place) > 1}
+    return frozenset(unknown)
 
 
 __all__ = ["OffReading", "not_known_off", "place_of"]

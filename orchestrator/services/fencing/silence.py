@@ -71,7 +71,7 @@ def unexplained(
         default=ctx.config.lease_ttl,
     )
     while True:
-        now = _read(ctx, sorted(names))
+        now = _read(ctx, sorted(silent))
         silent = _not_renewed(silent, now) | {
             other: stored for other, stored in silent.items() if _boot(now[other]) != boots[other]
         }
@@ -80,7 +80,7 @@ def unexplained(
         if not with_it:
             may_be_of = {other: boots[other] for other in sorted(silent)}
             _note_whose(ctx, fencing, may_be_of)
-            unknown = _not_known_off(ctx, fencing, may_be_of, now)
+            unknown = _not_known_off(ctx, fencing, may_be_of) if may_be_of else []
         if not (with_it or unknown) or ctx.clock.monotonic() >= until:
             return with_it, unknown
         ctx.clock.sleep(LOOK_EVERY_S)
@@ -97,7 +97,7 @@ def _note_whose(ctx: Context, fencing: NodeFencing, may_be_of: dict[str, str]) -
     change_fencing(ctx, str(fencing.name), change)
 
 
-def _not_known_off(ctx: Context, fencing: NodeFencing, may_be_of: dict[str, str], leases: Leases) -> list[str]:
+def _not_known_off(ctx: Context, fencing: NodeFencing, may_be_of: dict[str, str]) -> list[str]:
     assert fencing.spec.bmc is not None  # noqa: S101 - it was read as off
     readings = {
         str(other.name): OffReading(place_of(other.spec.bmc), other.status.may_be_of)
@@ -106,7 +106,8 @@ def _not_known_off(ctx: Context, fencing: NodeFencing, may_be_of: dict[str, str]
     }
     name = str(fencing.name)
     readings[name] = OffReading(place_of(fencing.spec.bmc), may_be_of)
-    boots = {other: _boot(stored) for other, stored in (leases | _read(ctx, [name])).items()}
+    asked = {other for reading in readings.values() for other in reading.may_be_of}
+    boots = {other: _boot(stored) for other, stored in _read(ctx, sorted(asked)).items()}
     unknown = not_known_off(name, readings, boots)
     return sorted(unknown - {name}) or sorted(may_be_of if unknown else ())
 
