@@ -19,7 +19,7 @@ def test_nor_of_three_whatever_their_cables() -> None:
         assert not searched.way, (cable, *searched.way)
         assert searched.fenced >= FENCED.get(cable, 0), cable
         states += searched.states
-    assert states > 100_000  # a search of nothing finds nothing
+    assert states == 203_773  # a model that lost some of its behaviour would be safe as well
 
 
 @pytest.mark.parametrize("cable", [(0, 1), (1, 0)])
