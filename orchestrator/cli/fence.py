@@ -71,6 +71,8 @@ def status(output: AsDocument = None) -> None:
         labels = nodes[name].metadata.labels if name in nodes else {}
         said = found.status
         text = " ".join(part for part in (said.reason, said.message) if part)
+        if said.deadline and said.phase.is_open:
+            text = f"{text}; its watchdog's deadline does not count: {said.deadline}"
         if said.contradicted:
             text = f"contradicted: {said.contradicted}; {text}"
         if why := disarmed.get(name):

@@ -155,6 +155,9 @@ class NodeFencingStatus(Model):
         cut_epoch: When this BMC was first told to, likewise: an epoch, as `evidence` has it; 0: it was not.
         bmc_off: Whether this BMC was read as off since.
         lost_before: Members that were silent already when this BMC was first told to cut the power, or read as off.
+        may_be_of: By name, the boots of members that had not renewed since it was read as off, when those that were
+            not silent before had: it may be the power of one of these. None: that is not known.
+        deadline: Why its watchdog's deadline will be no evidence, however long is waited; empty: it may be.
         bmc_distrust: Why this BMC is taken for another host's; empty: it is not. It stays until another BMC is set.
     """
 
@@ -173,6 +176,8 @@ class NodeFencingStatus(Model):
     cut_epoch: int = 0
     bmc_off: bool = False
     lost_before: tuple[str, ...] = ()
+    may_be_of: dict[str, str] | None = None
+    deadline: str = ""
     bmc_distrust: str = ""
     listing_order: str = ""
     orders: dict[str, Order] = Field(default_factory=dict)

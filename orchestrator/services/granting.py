@@ -43,6 +43,7 @@ from orchestrator.services.context import (
     send_grant,
     wake_grant,
 )
+from orchestrator.services.contradiction import check_evidence
 from orchestrator.services.herd import Herd
 from orchestrator.services.migrations import foreseen, migration_terms
 from orchestrator.services.policies import keep
@@ -141,6 +142,8 @@ def _grant(ctx: Context, snapshot: Snapshot, go: Go, epoch: int, placements: int
         # says of it, "it has nothing", must stay true until then.
         batch.check("value", keys.taken_over(go.target), "")
         batch.check("fits", go.target, grant.memory_mib, grant.cpu_millicores, target.memory_mib, target.cpu_millicores)
+    if go.action is Action.START:
+        check_evidence(ctx, batch, go.vm)
     if transition.vm is None:
         # What stopped or moved the VM since the plan's snapshot makes this a refusal.
         batch.check("unchanged", VirtualMachine.kind_name, go.vm.key, go.vm.version)

@@ -159,7 +159,7 @@ class Liveness:
             correlated=correlation(silent, labels, self.ctx.config.correlation_labels),
             many_ago_s=clock - self._many_at,
         )
-        if herd.are_too_many(herd.lost):
+        if herd.are_too_many(herd.late):
             self._many_at = seen.glance.read_at
         self._is_due_at(clock + min((s.lease.timing.heartbeat for s in seen.leases.values() if s), default=math.inf))
         for name in watched.keys() - lost:
@@ -246,12 +246,15 @@ class Liveness:
             log.warning("VMHERD_REDIS_FAILOVER_WAIT is too short for min-replicas-max-lag", needed=needed)
         return max(config.redis_failover_wait, needed)
 
-    def _is_unsafe(self, seen: _Seen) -> bool:
-        """Whether nothing is taken over by a deadline, as a replaced Redis might go on for ever; told once."""
+    def _is_unsafe(self, name: str, seen: _Seen) -> bool:
+        """Whether a node is not taken over by a deadline, as a replaced Redis might go on for ever; said once."""
         why = NO_MIN_REPLICAS if seen.may_lose_writes else ""
         if why and why != self._unsafe:
             log.warning("nothing is taken over by a watchdog's deadline", why=why)
         self._unsafe = why
+        found = self.herd.follower.get(NodeFencing, name)
+        if found is not None and found.status.deadline != why:
+            fencing.say_deadline(self.ctx, name, why)
         return bool(why)
 
     def _note_readings(self, seen: _Seen) -> set[str]:
@@ -360,7 +363,7 @@ class Liveness:
     ) -> None:
         """Suspect it (rule 6), watch the vote, and take it over once its watchdog's deadline has passed (rule 7)."""
         name, lease = watched.name, watched.lease
-        if lease is None or not lease.armed or self._is_unsafe(seen):
+        if lease is None or not lease.armed or self._is_unsafe(name, seen):
             return
         clock = seen.glance.clock
         majority_s = clock - self._majority_since if self._majority_since is not None else 0.0

@@ -122,6 +122,11 @@ def slots_inbound(node: str) -> str:
     return f"slots:inbound:{node}"
 
 
+def claim(node: str, epoch: int) -> str:
+    """Which process of a node has taken a grant."""
+    return f"{node_prefix(node)}claim:{epoch}"
+
+
 def grants(node: str) -> str:
     """What the node may do now."""
     return f"grants:{node}"

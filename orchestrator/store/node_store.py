@@ -99,7 +99,7 @@ class NodeStore:
         with redis_errors(self.redis):
             grant = self._claim(
                 keys=[
-                    f"{keys.node_prefix(self.node)}claim:{epoch}",
+                    keys.claim(self.node, epoch),
                     keys.counter(self.node),
                     keys.reports(self.node),
                 ],
@@ -110,7 +110,7 @@ class NodeStore:
     def claimed_by(self, epoch: int) -> str:
         """Read which process claimed a grant; empty if none is known."""
         with redis_errors(self.redis):
-            claim = cast("str | None", self.redis.get(f"{keys.node_prefix(self.node)}claim:{epoch}"))
+            claim = cast("str | None", self.redis.get(keys.claim(self.node, epoch)))
         return (claim or "").partition(" ")[0]
 
     def grant(self, operation: str) -> NodeGrant | None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.resources import OperationPhase, Reason
+from orchestrator.resources import NodeFencing, OperationPhase, Reason
+from orchestrator.resources.fencing import FencePhase
 from tests.builders import a_node
 from tests.integration.command import Running, Vmherd
 
@@ -93,6 +94,17 @@ def test_how_nodes_are_fenced_is_a_document(vmherd: Vmherd) -> None:
     assert node["spec"]["enabled"] is True
     assert read(vmherd, "failover", "arm") == {"armed": True, "node": None, "changed": True}
     assert read(vmherd, "failover", "arm") == {"armed": True, "node": None, "changed": False}
+
+
+def test_why_a_deadline_does_not_count_is_said(vmherd: Vmherd) -> None:
+    join(vmherd, "n1")
+    vmherd.ok("fence", "set", "n1", "--enable")
+    old = vmherd.store.get(NodeFencing, "n1")
+    why = "Redis waits for no replica"
+    lost = old.with_status(phase=FencePhase.UNCONFIRMED, reason="NoBmc", message="it has no BMC", deadline=why)
+    vmherd.store.must_commit(vmherd.store.batch().put(old, lost))
+    said = "NoBmc it has no BMC; its watchdog's deadline does not count: Redis waits for no replica"
+    assert said in vmherd.ok("fence", "status")
 
 
 def test_tokens_are_a_document_without_their_digests(vmherd: Vmherd) -> None:

@@ -450,6 +450,10 @@ class TestDeadline:
         armed.lose("n1")
         no_evidence(armed, "n1")
         assert stage.store.redis.hlen(keys.SUSPICIONS) == 0
+        assert "min-replicas-to-write is 0" in armed.fencing("n1").status.deadline
+        assert reasons(stage, "n1").count("DeadlineUnsafe") == 1
+        monkeypatch.undo()  # somebody has set it
+        until_fenced(armed, "n1")
 
     def test_failsafe_off_needs_no_vote(self, stage: Stage, armed: FencingStage) -> None:
         armed.renew("n1", failsafe=False)
@@ -552,6 +556,23 @@ class TestWhatIsNotFenced:
         assert "2 of 4" in status.message
         assert "topology.kubernetes.io/rack=r1" in status.message
         assert armed.switches.cut == []
+
+    def test_the_last_of_many_that_were_late_is_no_single_loss(self, stage: Stage, armed: FencingStage) -> None:
+        """The network was away for a little less than a lease lasts: n2 is back in time, and n1 is a moment late."""
+        armed.configure("n1", bmc=a_bmc("n1"))
+        armed.scan(20)
+        armed.beating -= {"n1", "n2"}
+        armed.scan(9)
+        armed.beating.add("n2")
+        armed.scan(3)
+        armed.settle()
+        assert not stage.store.get(Node, "n1").is_ready
+        assert armed.switches.cut == []
+        armed.beating.add("n1")
+        armed.scan(3)
+        assert armed.fencing("n1").status.phase is FencePhase.IDLE
+        armed.lose("n1")
+        assert armed.until_tried("n1").status.phase.has_evidence
 
     def test_a_cordoned_and_empty_node(self, stage: Stage, armed: FencingStage) -> None:
         set_unschedulable(armed.ctx, "n1", unschedulable=True)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.planner import flow, policy
+from orchestrator.planner import flow, observation, policy
 from orchestrator.planner.settlement import Settled, Verdict
 from orchestrator.planner.snapshot import Limits, Snapshot
 from orchestrator.resources import Node, Reading
-from orchestrator.services import context, migrations, policies, settling
+from orchestrator.services import context, migrations, policies, returning, settling
 from orchestrator.store import Store, connection
 from orchestrator.store.batch import Batch
 from orchestrator.store.node_store import NodeStore
@@ -190,7 +190,7 @@ XML = f"<domain type='kvm'><name>default.a</name><uuid>{uuid_of('a')}</uuid><mem
 
 @pytest.fixture
 def world() -> World:
-    return World(clock=lambda: 0.0, hosts=[HostSpec("n1"), HostSpec("n2")])
+    return World(clock=lambda: 0.0, hosts=[HostSpec("n1"), HostSpec("n2"), HostSpec("n3")])
 
 
 @pytest.fixture
@@ -204,6 +204,28 @@ def test_a_vm_that_runs_twice_is_seen(world: World, invariants: Invariants) -> N
     world.call("n2", "start", XML, Marker("default", "a", 2, 2)).result(0)
     with pytest.raises(Broken, match="runs twice: on n1 and n2"):
         invariants.check_hosts()
+
+
+def test_a_double_made_by_hand_may_be_there_until_it_is_one_again(world: World, invariants: Invariants) -> None:
+    for host in ("n1", "n2"):
+        world.call(host, "start", XML, Marker("default", "a", 1, 1)).result(0)
+    invariants.excuse(uuid_of("a"))
+    invariants.check_hosts()
+    Faults(world).destroy("default/a", "n2")
+    invariants.check_hosts()
+    world.call("n3", "start", XML, Marker("default", "a", 1, 1)).result(0)
+    with pytest.raises(Broken, match="runs twice: on n1 and n3"):
+        invariants.check_hosts()
+
+
+def test_a_double_made_by_hand_must_have_been_and_be_no_more(world: World, invariants: Invariants) -> None:
+    invariants.excuse(uuid_of("a"))
+    world.call("n1", "start", XML, Marker("default", "a", 1, 1)).result(0)
+    with pytest.raises(Broken, match="was to run twice, and never did"):
+        invariants.check_end()
+    world.call("n2", "start", XML, Marker("default", "a", 1, 1)).result(0)
+    with pytest.raises(Broken, match="still runs twice"):
+        invariants.check_end()
 
 
 def test_a_start_while_another_host_has_it_is_seen(world: World, invariants: Invariants) -> None:
@@ -324,6 +346,16 @@ def unheard_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Node, "is_shutting_down", property(lambda _: False))
 
 
+def blind_to_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outdated copy that a node shows is nothing to speak of."""
+    monkeypatch.setattr(observation, "_observe_outdated", lambda *_: observation.Observation())
+
+
+def hasty_welcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that was fenced is back whatever it shows."""
+    monkeypatch.setattr(returning, "_outdated", lambda *_: {})
+
+
 def _unchecked(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     check = Batch.check
     monkeypatch.setattr(Batch, "check", lambda self, *words: self if words[0] == name else check(self, *words))
@@ -355,6 +387,8 @@ def _script(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
         (no_policy, "guest-powers-off", "not met in its place: .* vm/always  Running"),
         (pulled_plugs, "stop-obeyed", "not met in its place: .* shutdown a"),
         (no_abort, "stop-supersedes-migration", "not met in its place: .* abort a"),
+        (blind_to_copies, "outdated-copy-is-seen", "at the end: a still runs twice"),
+        (hasty_welcome, "returns-with-a-stale-guest", "not met in its place: .* warning OutdatedGuests"),
         (unheard_shutdown, "host-shuts-down", r"not met in its place: .* vm/manual  Stopped \(StoppedByNode\)"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "in",

@@ -7,7 +7,14 @@ several workers: one agent at a time works on a node, and evidence is committed 
 
 from orchestrator.services.fencing.readings import read_power, read_powers
 from orchestrator.services.fencing.seeking import power_on_again, run_fencing
-from orchestrator.services.fencing.state import BMC_CONTRADICTS, BMC_OF_ANOTHER, begin, end_renewed, say_suspect
+from orchestrator.services.fencing.state import (
+    BMC_CONTRADICTS,
+    BMC_OF_ANOTHER,
+    begin,
+    end_renewed,
+    say_deadline,
+    say_suspect,
+)
 from orchestrator.services.fencing.tools import Tools, default_tools, is_listening
 from orchestrator.services.fencing.words import arm, confirm, disarm, set_fencing, test_power
 
@@ -26,6 +33,7 @@ __all__ = [
     "read_power",
     "read_powers",
     "run_fencing",
+    "say_deadline",
     "say_suspect",
     "set_fencing",
     "test_power",

@@ -8,7 +8,7 @@ from orchestrator.fencing.agents import Power
 from orchestrator.planner.flow import Note
 from orchestrator.queues import FENCING, Message, Task
 from orchestrator.resources import Node, NodeFencing
-from orchestrator.resources.fencing import Bmc, FencePhase
+from orchestrator.resources.fencing import Bmc, FenceLevel, FencePhase
 from orchestrator.services.context import Context
 from orchestrator.services.fencing.state import (
     BMC_CONTRADICTS,
@@ -58,7 +58,7 @@ def read_power(ctx: Context, tools: Tools, name: str) -> str:
     if answer.power is Power.ON:
         if fencing.status.bmc_distrust:
             return f"{name}: on, and not trusted: {fencing.status.bmc_distrust}"
-        away = sorted(n.name for n in ctx.store.all(Node) if n.name != name and not is_fresh(n))
+        away = sorted(other.name for other in ctx.store.all(NodeFencing) if _is_off_by_word(other))
         value = json.dumps({"bmc": _fingerprint(fencing.spec.bmc), "away": away})
         with redis_errors(ctx.store.redis):
             ctx.store.redis.set(keys.bmc_on(name), value, px=keys.BMC_ON_TTL_MS)
@@ -97,12 +97,21 @@ def _say_idle(ctx: Context, name: str, reason: str, message: str) -> None:
     change_fencing(ctx, name, change, note)
 
 
+def _is_off_by_word(fencing: NodeFencing) -> bool:
+    """Whether a person said that a node is off, and it is not back: then a power that reads as on is not its own.
+
+    Silence is no such word: a host that is cut off, or whose agent is stopped, has power.
+    """
+    evidence = fencing.status.evidence
+    return fencing.status.phase.has_evidence and evidence is not None and evidence.level is FenceLevel.PERSON
+
+
 def _fingerprint(bmc: Bmc) -> str:
     return sha256(bmc.model_dump_json().encode()).hexdigest()
 
 
 def away_when_on(ctx: Context, name: str, bmc: Bmc) -> frozenset[str] | None:
-    """Members that were silent when this BMC was last read as on; None when it was not, within ten minutes."""
+    """Members that were off, by a person's word, when this BMC was last read as on; None: not within ten minutes."""
     with redis_errors(ctx.store.redis):
         text = cast("str | None", ctx.store.redis.get(keys.bmc_on(name)))
     found = json.loads(text) if text else {}

@@ -84,7 +84,7 @@ def _seek(ctx: Context, tools: Tools, name: str, fencing: NodeFencing) -> "_NoEv
     if not goes_on and not ctx.store.get(NodeFencing, name).status.cut_epoch:
         return "ended meanwhile"
     # Whom a cut has silenced is to be known, whether the fencing goes on or not.
-    with_it, before = unexplained(ctx, name, away or frozenset())
+    with_it, before = unexplained(ctx, fencing, beside, away or frozenset())
     if with_it:
         text = f"{', '.join(with_it)} fell silent too: whose power was cut is not known (are BMC addresses swapped?)"
         distrust(ctx, name, bmc, text)

@@ -2,27 +2,25 @@
 
 A member that fell silent *when* a node's power went may be the one whose power it was: addresses are swapped, and that
 BMC is used for nothing any more. Members that were silent *before* (a rack without power) can't be told apart by that:
-there each BMC of them must have been read as off as well. Then all of their hosts are off, whichever belongs to whom.
+there each BMC of them must have been read as off as well (`planner.power`).
 """
 
-from collections.abc import Callable, Iterable
 from typing import Final
 
 from orchestrator.lease import StoredLease
+from orchestrator.planner.power import OffReading, not_known_off, place_of
 from orchestrator.resources import Node, NodeFencing
-from orchestrator.resources.fencing import Bmc
 from orchestrator.services.context import Context
-from orchestrator.services.fencing.state import LOOK_EVERY_S, identity, leases_of
+from orchestrator.services.fencing.state import LOOK_EVERY_S, change_fencing, identity, leases_of
 
 Leases = dict[str, StoredLease | None]
 _HEARTBEATS: Final = 2
-_PLACE: Final = ("ip", "ipaddr", "ipport", "port", "plug", "uuid")
-"""Options of fence agents that say which power is meant."""
 
 
 def others(ctx: Context, name: str) -> Leases:
-    """Read the leases of all members but one."""
-    return _read(ctx, sorted(ctx.store.names(Node) - {name}))
+    """Read the leases of all members but one, and of those that were fenced and are not back."""
+    fenced = {str(fencing.name) for fencing in ctx.store.all(NodeFencing) if fencing.status.phase.has_evidence}
+    return _read(ctx, sorted((ctx.store.names(Node) | fenced) - {name}))
 
 
 def silent_before(ctx: Context, before: Leases, since: float) -> frozenset[str]:
@@ -35,77 +33,91 @@ def silent_before(ctx: Context, before: Leases, since: float) -> frozenset[str]:
     """
     longest = max((stored.lease.timing.heartbeat for stored in before.values() if stored is not None), default=0.0)
     until = since + _HEARTBEATS * longest + LOOK_EVERY_S
-    return frozenset(_still_silent(ctx, before, until))
+    silent = before
+    while silent:
+        silent = _not_renewed(silent, _read(ctx, sorted(silent)))
+        if not silent or ctx.clock.monotonic() >= until:
+            break
+        ctx.clock.sleep(LOOK_EVERY_S)
+    return frozenset(silent)
 
 
-def unexplained(ctx: Context, name: str, away: frozenset[str]) -> tuple[list[str], list[str]]:
+def unexplained(
+    ctx: Context, fencing: NodeFencing, before: Leases, away: frozenset[str]
+) -> tuple[list[str], list[str]]:
     """Name the members whose silence speaks against the node's being off, now that its BMC was read as off.
 
-    Each other member must renew its lease, unless there was evidence about it before the power was cut, or it was away
-    already when this BMC was last read as on. One that was silent before may be known to be off instead.
+    Each other member must renew its lease, by the boot that it had before the power was looked at: one that has booted
+    since may have been cut. One that was silent before may be known to be off instead; whose power this may be, then,
+    is written down for the others. Members that were fenced are no exception, as their hosts may have booted.
 
     Args:
         ctx: To work with.
-        name: The node's.
-        away: Members that were silent when this BMC was read as on: it is not theirs, or they were not on it.
+        fencing: The node's, as it was when the attempt began.
+        before: The others' leases as they were then.
+        away: Members that were off when this BMC was read as on: it is not theirs.
 
     Returns:
         Those that fell silent with it, and those that were silent before and are not known to be off.
     """
-    fencings = {fencing.name: fencing for fencing in ctx.store.all(NodeFencing)}
-    own = fencings[name]
-    cut, before = own.status.cut_epoch, frozenset(own.status.lost_before)
-    fenced = {
-        other
-        for other, fencing in fencings.items()
-        if fencing.status.phase.has_evidence
-        and fencing.status.evidence is not None
-        and (not cut or fencing.status.evidence.epoch < cut)
-    }
-    # One that was silent before counts though it was recovered and has left the herd since.
-    names = (ctx.store.names(Node) | before) - {name} - away - fenced
-    waiting = _read(ctx, sorted(names))
+    name = str(fencing.name)
+    own = ctx.store.get(NodeFencing, name)
+    names = (ctx.store.names(Node) | before.keys() | set(own.status.lost_before)) - {name} - away
+    lost_before = set(own.status.lost_before) | (names - before.keys())  # of one that has just joined nothing is known
+    silent = _read(ctx, sorted(names))
+    boots = {other: _boot(before.get(other)) for other in names}
     until = ctx.clock.monotonic() + max(
-        (stored.lease.timing.lease_ttl for stored in waiting.values() if stored is not None),
+        (stored.lease.timing.lease_ttl for stored in silent.values() if stored is not None),
         default=ctx.config.lease_ttl,
     )
-
-    def are_off(silent: Iterable[str]) -> set[str]:
-        known = ctx.store.many(NodeFencing, sorted(before.intersection(silent)))
-        return {str(other) for other, fencing in known.items() if _is_off_too(fencing, own.spec.bmc)}
-
-    waiting = _still_silent(ctx, waiting, until, are_off)
-    return sorted(waiting.keys() - before), sorted(waiting.keys() & before)
-
-
-def _is_off_too(fencing: NodeFencing, bmc: Bmc | None) -> bool:
-    """Whether a lost node's BMC, which is another one than this, was read as off since its lease ran out."""
-    status, own = fencing.status, fencing.spec.bmc
-    return status.bmc_off and not status.bmc_distrust and own is not None and bmc is not None and _differ(own, bmc)
-
-
-def _differ(one: Bmc, other: Bmc) -> bool:
-    """Whether two BMCs are plainly not the same."""
-    places = [{key: bmc.options[key] for key in _PLACE if key in bmc.options} for bmc in (one, other)]
-    return all(places) and places[0] != places[1]
-
-
-def _still_silent(
-    ctx: Context, before: Leases, until: float, are_off: Callable[[Iterable[str]], set[str]] = lambda _: set()
-) -> Leases:
-    """Give the leases that are not renewed by a time, less those of nodes that are known to be off."""
-    waiting = before
-    while waiting:
-        now, off = _read(ctx, list(waiting)), are_off(waiting)
-        waiting = {
-            other: stored
-            for other, stored in waiting.items()
-            if other not in off and identity(now[other]) == identity(stored)
+    while True:
+        now = _read(ctx, sorted(silent))
+        silent = _not_renewed(silent, now) | {
+            other: stored for other, stored in silent.items() if _boot(now[other]) != boots[other]
         }
-        if not waiting or ctx.clock.monotonic() >= until:
-            break
+        with_it = sorted(silent.keys() - lost_before)
+        unknown: list[str] = []
+        if not with_it:
+            may_be_of = {other: boots[other] for other in sorted(silent)}
+            _note_whose(ctx, fencing, may_be_of)
+            unknown = _not_known_off(ctx, fencing, may_be_of) if may_be_of else []
+        if not (with_it or unknown) or ctx.clock.monotonic() >= until:
+            return with_it, unknown
         ctx.clock.sleep(LOOK_EVERY_S)
-    return waiting
+
+
+def _note_whose(ctx: Context, fencing: NodeFencing, may_be_of: dict[str, str]) -> None:
+    """Write down whose power is off, for the others of this one's kind; that there is evidence already is no matter."""
+
+    def change(old: NodeFencing) -> NodeFencing | None:
+        was, now = fencing.status, old.status
+        is_same = (was.generation, was.sequence) == (now.generation, now.sequence) and now.lost_at is not None
+        return old.with_status(may_be_of=may_be_of) if is_same and old.spec.bmc == fencing.spec.bmc else None
+
+    change_fencing(ctx, str(fencing.name), change)
+
+
+def _not_known_off(ctx: Context, fencing: NodeFencing, may_be_of: dict[str, str]) -> list[str]:
+    assert fencing.spec.bmc is not None  # noqa: S101 - it was read as off
+    readings = {
+        str(other.name): OffReading(place_of(other.spec.bmc), other.status.may_be_of)
+        for other in ctx.store.all(NodeFencing)
+        if other.spec.bmc is not None and other.status.may_be_of is not None and not other.status.bmc_distrust
+    }
+    name = str(fencing.name)
+    readings[name] = OffReading(place_of(fencing.spec.bmc), may_be_of)
+    asked = {other for reading in readings.values() for other in reading.may_be_of}
+    boots = {other: _boot(stored) for other, stored in _read(ctx, sorted(asked)).items()}
+    unknown = not_known_off(name, readings, boots)
+    return sorted(unknown - {name}) or sorted(may_be_of if unknown else ())
+
+
+def _not_renewed(before: Leases, now: Leases) -> Leases:
+    return {other: stored for other, stored in before.items() if identity(now[other]) == identity(stored)}
+
+
+def _boot(stored: StoredLease | None) -> str:
+    return stored.lease.boot_id if stored is not None else ""
 
 
 def _read(ctx: Context, names: list[str]) -> Leases:

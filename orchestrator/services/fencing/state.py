@@ -63,7 +63,7 @@ def _of_lease(status: NodeFencingStatus, lease: Lease | None, at: datetime) -> d
     new["boot_id"] = lease.boot_id if lease is not None else ""
     is_another = (generation, sequence) != (status.generation, status.sequence)
     if is_another:
-        new |= {"powered_off": False, "cut_epoch": 0, "bmc_off": False, "lost_before": ()}
+        new |= {"powered_off": False, "cut_epoch": 0, "bmc_off": False, "lost_before": (), "may_be_of": None}
     if is_another or status.lost_at is None:
         new["lost_at"] = at
     return new
@@ -143,6 +143,16 @@ def say_unconfirmed(ctx: Context, name: str, reason: str, message: str) -> None:
 
     text = f"no evidence yet: {message}; nothing of it starts elsewhere (vmherd fence confirm {name}, once it is off)"
     change_fencing(ctx, name, change, Note("FenceUnconfirmed", text, warning=True))
+
+
+def say_deadline(ctx: Context, name: str, why: str) -> None:
+    """Show why a watchdog's deadline will be no evidence; empty: it may be."""
+
+    def change(old: NodeFencing) -> NodeFencing | None:
+        return old.with_status(deadline=why) if old.status.phase.is_open else None
+
+    note = Note("DeadlineUnsafe", f"its watchdog's deadline does not count: {why}", warning=True)
+    change_fencing(ctx, name, change, note if why else None)
 
 
 def distrust(ctx: Context, name: str, bmc: Bmc, why: str) -> None:

@@ -24,7 +24,7 @@ def set_fencing(ctx: Context, name: str, change: Callable[[NodeFencingSpec], Nod
         base = old or new_fencing(ctx, name)
         new = base.with_(spec=change(base.spec))
         if new.spec.bmc != base.spec.bmc:
-            new = new.with_status(bmc_distrust="", cut_epoch=0, bmc_off=False, lost_before=())
+            new = new.with_status(bmc_distrust="", cut_epoch=0, bmc_off=False, lost_before=(), may_be_of=None)
         if new == old:
             return new
         batch = ctx.store.batch()

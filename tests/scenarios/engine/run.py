@@ -183,8 +183,7 @@ class Run:
             vm, node = self.manifest(name), self.herd["vms"][name].get("node", "")
             if not node:
                 continue
-            marker = Marker(vm.metadata.namespace, vm.name, 1, 1)
-            self.world.call(node, "start", self._domain(vm), marker).result(0)
+            self.start_by_hand(name, node, 1)
             status = VirtualMachineStatus(
                 phase=VmPhase.RUNNING, node_name=node, incarnation=1, started_at=self.time_of_day.now()
             )
@@ -216,6 +215,16 @@ class Run:
             "spec": spec,
         }
         return parse(VirtualMachine, wanted)
+
+    def start_by_hand(self, name: str, node: str, incarnation: int) -> None:
+        """Start a VM on a host, which nobody asks for it."""
+        vm = self.manifest(name)
+        marker = Marker(vm.metadata.namespace, vm.name, incarnation, 1)
+        self.world.call(node, "start", self._domain(vm), marker).result(0)
+
+    def uuid_of(self, name: str) -> str:
+        """Give the UUID of a VM of `herd.yaml`."""
+        return self.manifest(name).metadata.uid
 
     def _domain(self, vm: VirtualMachine) -> str:
         identity = f"<name>{vm.domain_name}</name><uuid>{vm.metadata.uid}</uuid>"

@@ -319,6 +319,13 @@ def _confirm(run: Run, words: list[str]) -> None:
     fencing.confirm(run.ctx, words[0], "a person")
 
 
+@verb("confirm wrongly")
+def _confirm_wrongly(run: Run, words: list[str]) -> None:
+    """`NODE VM`: a person says so of a host that lives, on which a VM runs: it runs twice until it is back."""
+    run.invariants.excuse(run.uuid_of(words[1]))
+    fencing.confirm(run.ctx, words[0], "a person")
+
+
 @verb("disarm")
 def _disarm(run: Run, words: list[str]) -> None:
     """`[NODE]`."""
@@ -413,6 +420,13 @@ def _upgrade(run: Run, words: list[str]) -> None:
 def _shut_down(run: Run, words: list[str]) -> None:
     """`NODE`: in an orderly way."""
     run.nodes[words[0]].shut_down()
+
+
+@verb("start by hand")
+def _start_by_hand(run: Run, words: list[str]) -> None:
+    """`VM NODE INCARNATION`: a person starts a copy with virsh that bears this incarnation; it may run twice then."""
+    run.invariants.excuse(run.uuid_of(words[0]))
+    run.start_by_hand(words[0], words[1], int(words[2]))
 
 
 def _fault(name: str) -> Verb:
