@@ -5,10 +5,11 @@ from typing import cast
 
 from orchestrator.errors import Conflict, NotFound, Refused
 from orchestrator.fencing.agents import Power
+from orchestrator.planner.flow import Note
 from orchestrator.queues import FENCING, Message, Task
 from orchestrator.resources import Node, NodeFencing
 from orchestrator.resources.fencing import FenceLevel, FencePhase, NodeFencingSpec
-from orchestrator.services.context import Context, deciding
+from orchestrator.services.context import Context, add_notes, deciding
 from orchestrator.services.fencing.state import is_fresh, lease_of, new_fencing
 from orchestrator.services.fencing.tools import Tools
 from orchestrator.services.takeover import commit_evidence
@@ -43,31 +44,55 @@ def set_fencing(ctx: Context, name: str, change: Callable[[NodeFencingSpec], Nod
 def confirm(ctx: Context, name: str, who: str) -> None:
     """Take a person's word that a node runs nothing any more.
 
+    Of one that was fenced and is not back, too: its watchdog, or we, switched it on again, so it may have power, and
+    while nobody says that it is off its silence speaks against what the BMCs of others say.
+
     Raises:
         NotFound: No such node.
-        Refused: Its lease is fresh, or there is evidence already, or the herd is in recovery.
+        Refused: Its lease is fresh, or a person has said so already, or the herd is in recovery.
     """
 
     def decide() -> None:
+        fenced = ctx.store.find(NodeFencing, name)
+        if fenced is not None and fenced.status.phase.has_evidence:
+            _confirm_fenced(ctx, fenced, who)
+            return
         node = ctx.store.get(Node, name)
         if node.spec.witness:
             raise Refused(f"node {name!r} is a witness: it runs no VMs")
         if is_fresh(node):
             raise Refused(f"node {name!r} renews its lease: it lives (power it off, or drain it)")
-        old = ctx.store.find(NodeFencing, name)
-        if old is None:
+        if fenced is None:
             ctx.store.must_commit(ctx.store.batch().create(new_fencing(ctx, name)))
             raise Conflict("made just now: read it")
-        if old.status.phase.has_evidence:
-            raise Refused(f"node {name!r} is fenced already: {old.status.message}")
         stored = lease_of(ctx, name)
         lease = stored.lease if stored is not None else None
-        text = f"{who} confirmed that it is off"
-        refused = commit_evidence(ctx, old, lease, FenceLevel.PERSON, text)
+        refused = commit_evidence(ctx, fenced, lease, FenceLevel.PERSON, _word(who))
         if refused is not None:
             raise Refused(f"node {name!r} can't be confirmed now: {refused.check}: {refused.detail}")
 
     deciding(decide)
+
+
+def _word(who: str) -> str:
+    return f"{who} confirmed that it is off"
+
+
+def _confirm_fenced(ctx: Context, old: NodeFencing, who: str) -> None:
+    """Add a person's word to the evidence about a node that has not come back."""
+    name, evidence, stored = str(old.name), old.status.evidence, lease_of(ctx, str(old.name))
+    assert evidence is not None  # noqa: S101 - the caller looked
+    if evidence.level is FenceLevel.PERSON:
+        raise Refused(f"node {name!r} is fenced already: {old.status.message}")
+    lease = stored.lease if stored is not None else None
+    if stored is not None and ctx.store.now().timestamp() - stored.renewed_ms / 1000 <= stored.lease.timing.lease_ttl:
+        raise Refused(f"node {name!r} renews its lease: it has booted since it was fenced (power it off)")
+    text = f"{evidence.text}; {_word(who)}"
+    new = old.with_status(evidence=evidence.with_(level=FenceLevel.PERSON, text=text), message=text, powered_off=False)
+    batch = ctx.store.batch().put(old, new)
+    batch.check("lease", name, *(lease.identity if lease is not None else ("", 0)), False)
+    add_notes(batch, (new,), (Note("NodeConfirmedOff", text),), ctx.now())
+    ctx.store.must_commit(batch)
 
 
 def test_power(ctx: Context, tools: Tools, name: str) -> str:
