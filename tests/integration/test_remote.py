@@ -47,7 +47,7 @@ from orchestrator.services.tokens import create_token
 from orchestrator.settings import settings
 from tests.builders import a_node, a_vm, granted_operation
 from tests.fakes import Outbox
-from tests.integration.command import EVICT, VMOP, Running, Vmherd, vm_manifest
+from tests.integration.command import EVICT, VMOP, OnScreen, Running, Vmherd, vm_manifest
 from tests.processes import Processes
 from tests.redis_server import RedisServer, free_port
 from tests.requirements import need_kubectl
@@ -415,6 +415,31 @@ class TestUpkeep:
         node = root.store.get(Maintenance, "october").node("h1")
         assert (node.exit_code, node.output) == (3, "h1/1")
         assert root.ok("maintenance", "stop", "october") == "maintenance/october stopping\n"
+
+    def test_top_is_the_same_by_both_ways(self, root: Remote) -> None:
+        root.store.must_commit(root.store.batch().create(granted_operation("move", "linux-vm")))
+        for words in (("top",), ("top", "--once"), ("top", "-o", "json"), ("top", "-o", "yaml")):
+            mine = root.ok(*words)
+            assert mine == root.site.local.ok(*words), words
+            assert "linux-vm" in mine
+        viewer = Remote(root.site, root.site.token("viewer", Role.VIEWER))
+        assert viewer.ok("top") == root.ok("top")
+        narrow = Remote(root.site, root.site.token("narrow", Role.VIEWER, ["default"]))
+        assert 'User "narrow" cannot create resource "nodes/overview"' in narrow.refused("top")
+
+    def test_top_on_a_terminal_outlives_the_servers_restart(self, root: Remote) -> None:
+        api = root.site.processes.all["api"]
+        with OnScreen(root, "top", LINES="24") as screen:
+            screen.read_until("2/2 nodes Ready")
+            api.hold()
+            api.kill()
+            assert "2/2 nodes Ready" in screen.read_until("this is how it was")
+            root.store.must_commit(root.store.batch().create(a_node("h3")))
+            api.release()
+            screen.read_until("3/3 nodes Ready")
+            screen.interrupt()
+            screen.read_until("\x1b[?1049l")
+            assert screen.ended() == 0
 
     def test_rebalances_and_says_what_a_loss_would_come_to(self, root: Remote) -> None:
         assert root.ok("rebalance", "--dry-run").startswith("nothing to move: ")
