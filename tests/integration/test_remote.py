@@ -172,7 +172,7 @@ class TestKubectl:
     def written(self, site: Site, folder: Path, token: str, **environment: str) -> Path:
         path = folder / "kubeconfig"
         given = {"VMHERD_TLS_DIR": str(site.folder / "tls"), "VMHERD_TOKEN": token, **environment}
-        said = site.local.ok("kubeconfig", "--server", site.url, "--output", str(path), **given)
+        said = site.local.ok("kubeconfig", "--server", site.url, "--to-file", str(path), **given)
         assert said == f"{path} written\n"
         assert path.stat().st_mode & 0o777 == 0o600
         return path
@@ -495,7 +495,7 @@ class TestTokens:
     def test_into_a_file(self, site: Site, tmp_path: Path) -> None:
         path = tmp_path / "token"
         assert (
-            site.local.ok("token", "create", "filed", "--role", "admin", "--output", str(path))
+            site.local.ok("token", "create", "filed", "--role", "admin", "--to-file", str(path))
             == "token/filed created\n"
         )
         assert path.stat().st_mode & 0o777 == 0o600
