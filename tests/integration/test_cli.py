@@ -180,7 +180,7 @@ class TestRefusals:
 
     def test_a_vm_that_runs_is_stopped_before_it_is_removed(self, vmherd: Vmherd) -> None:
         vmherd.running_vm()
-        assert vmherd.ok("delete", "vm", "linux-vm") == 'virtualmachine "linux-vm" deleted\n'
+        assert vmherd.ok("delete", "vm", "linux-vm", "--no-wait") == 'virtualmachine "linux-vm" deleted\n'
         assert [(o.spec.type, o.status.phase) for o in vmherd.operations()] == [
             (OperationType.STOP, OperationPhase.PENDING)
         ]

@@ -40,14 +40,14 @@ from orchestrator.resources import (
     VirtualMachineOperation,
     VmPhase,
 )
-from orchestrator.resources.maintenance import NodeMaintenance, NodeStage
+from orchestrator.resources.maintenance import MaintenancePhase, NodeMaintenance, NodeStage
 from orchestrator.services.context import Context
 from orchestrator.services.recovery import check_identity
 from orchestrator.services.tokens import create_token
 from orchestrator.settings import settings
 from tests.builders import a_node, a_vm, granted_operation
 from tests.fakes import Outbox
-from tests.integration.command import EVICT, VMOP, OnScreen, Running, Vmherd, vm_manifest
+from tests.integration.command import EVICT, VMOP, OnScreen, Running, Vmherd, on_a_terminal, vm_manifest
 from tests.processes import Processes
 from tests.redis_server import RedisServer, free_port
 from tests.requirements import need_kubectl
@@ -415,6 +415,25 @@ class TestUpkeep:
         node = root.store.get(Maintenance, "october").node("h1")
         assert (node.exit_code, node.output) == (3, "h1/1")
         assert root.ok("maintenance", "stop", "october") == "maintenance/october stopping\n"
+
+    def test_what_takes_its_time_shows_on_a_terminal_that_it_goes_on(self, root: Remote) -> None:
+        assert "plans what to move" in on_a_terminal(root, "rebalance", "--dry-run", COLUMNS="120")
+        assert "plans where each VM would go" in on_a_terminal(root, "drain", "h1", "--dry-run", COLUMNS="120")
+        assert "plans" not in root.ok("drain", "h1", "--dry-run")
+        with OnScreen(root, "maintain", "h1", "--hook", "true", "--name", "november", COLUMNS="120") as screen:
+            screen.read_until("nodes done")
+            screen.read_until("0/1")
+            root.ok("cordon", "h1")
+            stored = root.store.get(Maintenance, "november")
+            drained = stored.with_node("h1", NodeMaintenance(stage=NodeStage.DRAINED))
+            root.store.must_commit(root.store.batch().put(stored, drained))
+            screen.read_until("h1: hook ended with code 0")
+            stored = root.store.get(Maintenance, "november")
+            done = stored.with_node("h1", NodeMaintenance(stage=NodeStage.DONE))
+            root.store.must_commit(root.store.batch().put(stored, done.with_status(phase=MaintenancePhase.COMPLETED)))
+            screen.read_until("1/1")
+            screen.read_until("maintenance/november: Completed")
+            assert screen.ended() == 0
 
     def test_top_is_the_same_by_both_ways(self, root: Remote) -> None:
         root.store.must_commit(root.store.batch().create(granted_operation("move", "linux-vm")))
