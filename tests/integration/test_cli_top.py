@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
+from tests.builders import a_node
 from tests.fakes import Stage
 from tests.integration.command import OnScreen, Vmherd
+from tests.redis_server import RedisServer
 
 
 @pytest.fixture
@@ -111,3 +113,19 @@ def test_top_on_a_terminal_shows_what_changes_and_ends_by_ctrl_c(stage: Stage, h
         screen.interrupt()
         screen.read_until("\x1b[?1049l")  # back from the alternate screen
         assert screen.ended() == 0
+
+
+def test_top_on_a_terminal_says_that_redis_is_away_and_goes_on(durable_redis: RedisServer) -> None:
+    herd = Vmherd(durable_redis.url)
+    herd.store.must_commit(herd.store.batch().create(a_node("n1")))
+    with OnScreen(herd, "top", LINES="24", COLUMNS="120") as screen:
+        screen.read_until("1/1 nodes Ready")
+        durable_redis.kill()
+        assert "1/1 nodes Ready" in screen.read_until("this is how it was")
+        durable_redis.start()
+        herd.store.must_commit(herd.store.batch().create(a_node("n2")))
+        screen.read_until("2/2 nodes Ready")
+        screen.interrupt()
+        screen.read_until("\x1b[?1049l")
+        assert screen.ended() == 0
+    herd.store.close()
