@@ -154,6 +154,7 @@ class OnScreen:
     """A command on a terminal that is drawn on while the test goes on. A context manager."""
 
     def __init__(self, herd: Vmherd, *arguments: str, **environment: str) -> None:
+        self._unread = b""
         self._ours, theirs = pty.openpty()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.cli", *arguments],
@@ -174,16 +175,17 @@ class OnScreen:
         os.close(self._ours)
 
     def read_until(self, wanted: str, timeout: float = 30) -> str:
-        """What is drawn from now on, up to where a text is in it."""
-        shown, deadline = "", time.monotonic() + timeout
-        while wanted not in shown:
+        """What is drawn after what was read before, up to the end of a text."""
+        shown, end, deadline = self._unread, wanted.encode(), time.monotonic() + timeout
+        while end not in shown:
             left = deadline - time.monotonic()
-            assert left > 0, f"{wanted!r} did not come: {shown[-2000:]}"
+            assert left > 0, f"{wanted!r} did not come: {shown[-2000:].decode(errors='replace')}"
             if select.select([self._ours], [], [], left)[0]:
                 piece = _read(self._ours)
-                assert piece, f"it ended before {wanted!r}: {shown[-2000:]}"
-                shown += piece.decode(errors="replace")
-        return shown
+                assert piece, f"it ended before {wanted!r}: {shown[-2000:].decode(errors='replace')}"
+                shown += piece
+        before, found, self._unread = shown.partition(end)
+        return (before + found).decode(errors="replace")
 
     def interrupt(self) -> None:
         """Press Ctrl-C."""
