@@ -153,8 +153,8 @@ class ApiProcess:
         """Make a token and a kubeconfig with the product's own commands."""
         token, config = self.folder / f"{name}.token", self.folder / f"{name}.kubeconfig"
         if not config.exists():
-            self.vmherd("token", "create", name, "--role", role, "--output", str(token), *more)
-            self.vmherd("kubeconfig", "--server", self.server, "--token-file", str(token), "--output", str(config))
+            self.vmherd("token", "create", name, "--role", role, "--to-file", str(token), *more)
+            self.vmherd("kubeconfig", "--server", self.server, "--token-file", str(token), "--to-file", str(config))
         return config
 
     def vmherd(self, *arguments: str) -> str:

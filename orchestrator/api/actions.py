@@ -26,6 +26,7 @@ from orchestrator.services import capacity, drain_plans, drains, fencing, mainte
 from orchestrator.services.context import Context
 from orchestrator.services.fencing_spec import disarmed
 from orchestrator.services.herd import Herd
+from orchestrator.services.overview import Overview, overview
 
 ALL: Final = "-"
 """In place of a name: several, or all."""
@@ -151,6 +152,11 @@ def _failures(request: Request) -> dict[str, Any]:
     return {"failures": _as_json(dict[str, Failure], capacity.failures_of(request.herd(), named))}
 
 
+def _overview(request: Request) -> dict[str, Any]:
+    request.read(_Nothing)
+    return {"overview": _as_json(Overview, overview(request.herd()))}
+
+
 # --- drains -----------------------------------------------------------------------------------------------------------
 
 
@@ -246,11 +252,14 @@ def _disarmed(request: Request) -> dict[str, Any]:
     return {"disarmed": disarmed(request.ctx)}
 
 
-PLANS: Final = frozenset({"nodes/failures", "nodedrains/plan", "rebalancepolicies/plan", "nodefencings/disarmed"})
+PLANS: Final = frozenset(
+    {"nodes/failures", "nodes/overview", "nodedrains/plan", "rebalancepolicies/plan", "nodefencings/disarmed"}
+)
 """They only read."""
 ACTIONS: Final[Mapping[str, Callable[[Request], dict[str, Any]]]] = {
     "nodes/uncordon": _uncordon,
     "nodes/failures": _failures,
+    "nodes/overview": _overview,
     "nodedrains/plan": _plan_drain,
     "nodedrains/cancel": _cancel_drain,
     "maintenances/pause": _pause,

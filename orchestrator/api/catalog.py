@@ -78,7 +78,7 @@ NODES = ApiResource(
     short_names=("no",),
     wire=show_node,
     schema=ShownNode,
-    actions=("uncordon", "failures"),
+    actions=("uncordon", "failures", "overview"),
 )
 DRAINS = ApiResource(
     NodeDrain,

@@ -77,7 +77,13 @@ RULES: Final = (
     _rule(  # they say what would be, and do nothing
         Role.VIEWER,
         {"create"},
-        {f"{_DRAINS}/plan", f"{_POLICIES}/plan", f"{_NODES}/failures", f"{_FENCINGS}/disarmed"},
+        {
+            f"{_DRAINS}/plan",
+            f"{_POLICIES}/plan",
+            f"{_NODES}/failures",
+            f"{_NODES}/overview",
+            f"{_FENCINGS}/disarmed",
+        },
     ),
     _rule(Role.OPERATOR, {"create", "update", "patch", "delete"}, {_VMS}),
     _rule(Role.OPERATOR, {"create", "delete"}, {_OPERATIONS}),

@@ -13,6 +13,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_context
 from orchestrator.cli.ages import span
 from orchestrator.cli.arguments import Namespace, Timeout, Wait
+from orchestrator.cli.progress import Counts, counting, working
 from orchestrator.cli.tables import Column, Layout, clean
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.cli.waiting import INTERRUPTED
@@ -72,7 +73,8 @@ def adopt(
     """
     failures = Failures()
     with open_context() as ctx:
-        plans, unknown = adoption.plan(ctx, node, tuple(domains or ()), namespace=namespace, run_policy=run_policy)
+        with working(f"asks the agent of node {node} for its domains"):
+            plans, unknown = adoption.plan(ctx, node, tuple(domains or ()), namespace=namespace, run_policy=run_policy)
         if dry_run:
             _show(plans)
         refused = [planned for planned in plans if planned.is_refused]
@@ -154,16 +156,18 @@ def _cells(planned: Planned) -> tuple[str, ...]:
 
 def _wait(client: Client, begun: Sequence[_NAMED], kind: str, failures: Failures, timeout: float | None) -> None:
     """Wait until each has been adopted or released, telling each step; Ctrl-C leaves it to the control plane."""
-    waiting = Waiting(client, begun, kind, failures)
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
-        for news in follow(client, Scope((VirtualMachine,)), tell, is_patient=True):
-            waiting.take(news)
-            if not waiting.open:
-                return
-            if deadline is not None and time.monotonic() >= deadline:
-                names = ", ".join(name for name, _ in waiting.open.values())
-                raise WaitTimeout(f"{names}: not done after {span(timeout or 0)}; goes on all the same")
+        with counting() as show:
+            waiting = Waiting(client, begun, kind, failures, show)
+            for news in follow(client, Scope((VirtualMachine,)), tell, is_patient=True):
+                waiting.take(news)
+                show.update("adopted" if kind == ADOPTING else "released", len(begun) - len(waiting.open), len(begun))
+                if not waiting.open:
+                    return
+                if deadline is not None and time.monotonic() >= deadline:
+                    names = ", ".join(name for name, _ in waiting.open.values())
+                    raise WaitTimeout(f"{names}: not done after {span(timeout or 0)}; goes on all the same")
     except KeyboardInterrupt:
         tell("no longer waiting; what was begun goes on")
         raise typer.Exit(INTERRUPTED) from None
@@ -172,11 +176,12 @@ def _wait(client: Client, begun: Sequence[_NAMED], kind: str, failures: Failures
 class Waiting:
     """Those that have not come to their end, and what was told of them."""
 
-    def __init__(self, client: Client, begun: Sequence[_NAMED], kind: str, failures: Failures) -> None:
+    def __init__(self, client: Client, begun: Sequence[_NAMED], kind: str, failures: Failures, show: Counts) -> None:
         self.open: dict[Key, _NAMED] = {vm.key: (name, vm) for name, vm in begun}
         self._client = client
         self._kind = kind
         self._failures = failures
+        self._show = show
         self._told: dict[Key, str] = {}
 
     def take(self, news: Loaded | Change | None) -> None:
@@ -203,13 +208,13 @@ class Waiting:
         if vm is not None and vm.status.adoption is not None and not is_gone:
             if condition is not None and self._told.get(key) != condition.message:
                 self._told[key] = condition.message
-                terminal.write(f"{name}: {clean(condition.message)}")
+                self._show.write(f"{name}: {clean(condition.message)}")
             return
         del self.open[key]
         message = clean(condition.message) if condition is not None else ""
         if self._kind == ADOPTING and not is_gone and vm is not None:
-            terminal.write(f"{name}: adopted as {vm.key}, {vm.status.phase} on node {vm.status.node_name}")
+            self._show.write(f"{name}: adopted as {vm.key}, {vm.status.phase} on node {vm.status.node_name}")
         elif self._kind == RELEASING and is_gone:
-            terminal.write(f"{name}: released: {message or 'what came of it was not seen'}")
+            self._show.write(f"{name}: released: {message or 'what came of it was not seen'}")
         else:
             self._failures.add(f"{name}: {message or 'is gone; what came of it was not seen'}")

@@ -1,14 +1,19 @@
 """`vmherd delete`: a migration is aborted by it, a VM is stopped and removed."""
 
+import time
+
 import typer
 
 from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_client
+from orchestrator.cli.ages import span
 from orchestrator.cli.arguments import KindName, Names, Namespace, Timeout, Wait, parse_targets
+from orchestrator.cli.progress import counting
 from orchestrator.cli.terminal import Failures, tell
-from orchestrator.cli.waiting import INTERRUPTED, Silent, Watched, wait_for
-from orchestrator.client import Client
-from orchestrator.errors import Conflict, NotFound, Refused
+from orchestrator.cli.waiting import INTERRUPTED, Watched, showing, wait_for
+from orchestrator.client import Client, Scope
+from orchestrator.client.following import follow
+from orchestrator.errors import Conflict, NotFound, Refused, WaitTimeout
 from orchestrator.resources import (
     DEFAULT_NAMESPACE,
     Node,
@@ -16,8 +21,11 @@ from orchestrator.resources import (
     VirtualMachine,
     VirtualMachineClass,
     VirtualMachineOperation,
+    VmPhase,
     make_key,
 )
+from orchestrator.store import Change, ChangeType
+from orchestrator.store.store import Loaded
 
 EXAMPLES = """Examples:
 
@@ -27,7 +35,7 @@ $ vmherd delete vm old-vm
 
 Deleting a migration aborts it; the VM runs on where it is. A stop or a start can't be taken back.
 
-Deleting a virtual machine stops it first.
+Deleting a virtual machine stops it first. With --no-wait it goes on without the command.
 """
 
 
@@ -40,7 +48,7 @@ def delete(
 ) -> None:
     """Delete operations, which aborts migrations, virtual machines, or classes that none of them names.
 
-    A virtual machine that runs is stopped first: it is Terminating until its guest has powered off.
+    A virtual machine that runs is stopped first: it is Terminating until its guest has powered off, and waited for.
     """
     what, chosen = parse_targets(kind, names, needs_name=True)
     if not issubclass(what, VirtualMachine | VirtualMachineClass | VirtualMachineOperation):
@@ -49,6 +57,7 @@ def delete(
     failures = Failures()
     with open_client() as client:
         aborted: list[VirtualMachineOperation] = []
+        stopping: list[VirtualMachine] = []
         for name in chosen:
             try:
                 deleted = client.delete(what, make_key(name, namespace if what.namespaced else ""))
@@ -58,17 +67,22 @@ def delete(
             terminal.write(f'{what.kind_name.lower()} "{name}" deleted')
             if isinstance(deleted, VirtualMachineOperation) and deleted.status.grant is not None:
                 aborted.append(deleted)
-        if wait and aborted:
-            _wait(client, aborted, timeout)
+            if isinstance(deleted, VirtualMachine) and deleted.status.phase is VmPhase.TERMINATING:
+                stopping.append(deleted)
+        try:
+            if wait and aborted:
+                _wait_for_aborts(client, aborted, timeout)
+            if wait and stopping:
+                _wait_for_stops(client, stopping, timeout)
+        except KeyboardInterrupt:
+            tell(f"no longer waiting; {'the abort' if aborted else 'the deletion'} goes on")
+            raise typer.Exit(INTERRUPTED) from None
     failures.end()
 
 
-def _wait(client: Client, aborted: list[VirtualMachineOperation], timeout: float | None) -> None:
-    try:
-        ended = wait_for(client, aborted, Silent(), timeout=timeout, until_gone=True)
-    except KeyboardInterrupt:
-        tell("no longer waiting; the abort goes on")
-        raise typer.Exit(INTERRUPTED) from None
+def _wait_for_aborts(client: Client, aborted: list[VirtualMachineOperation], timeout: float | None) -> None:
+    with showing(quiet=not terminal.is_watched()) as show:  # into a pipe, how it ended is enough
+        ended = wait_for(client, aborted, show, timeout=timeout, until_gone=True)
     for watched in ended:
         terminal.write(_outcome(watched))
 
@@ -76,3 +90,36 @@ def _wait(client: Client, aborted: list[VirtualMachineOperation], timeout: float
 def _outcome(watched: Watched) -> str:
     what = "Aborted" if watched.reason == Reason.ABORTED else watched.operation.status.phase.value
     return f'virtualmachineoperation "{watched.operation.name}": {what}: {watched.message}'
+
+
+def _wait_for_stops(client: Client, stopping: list[VirtualMachine], timeout: float | None) -> None:
+    deadline = None if timeout is None else time.monotonic() + timeout
+    left = {vm.key: vm for vm in stopping}
+    scope = Scope((VirtualMachine,), stopping[0].metadata.namespace)
+    with counting() as show:
+        for news in follow(client, scope, tell, is_patient=True):
+            for key in [key for key, vm in left.items() if _is_gone(vm, news)]:
+                show.write(f'virtualmachine "{left.pop(key).name}" is gone')
+            show.update("VMs gone", len(stopping) - len(left), len(stopping))
+            if not left:
+                return
+            if deadline is not None and time.monotonic() >= deadline:
+                names = ", ".join(repr(vm.name) for vm in left.values())
+                raise WaitTimeout(
+                    f"VirtualMachine {names} is {VmPhase.TERMINATING} after {span(timeout or 0)}; goes on all the same"
+                )
+
+
+def _is_gone(vm: VirtualMachine, news: Loaded | Change | None) -> bool:
+    """Whether news say that a VM is there no more: one that was created anew under its name is another."""
+    match news:
+        case Loaded():
+            found = news.resources[VirtualMachine.kind_name].get(vm.key)
+            return found is None or found.metadata.uid != vm.metadata.uid
+        case Change():
+            found = news.resource
+            if not isinstance(found, VirtualMachine) or found.key != vm.key:
+                return False
+            return news.type is ChangeType.DELETED or found.metadata.uid != vm.metadata.uid
+        case None:
+            return False

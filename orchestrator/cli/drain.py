@@ -14,6 +14,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_client
 from orchestrator.cli.ages import duration, memory
 from orchestrator.cli.arguments import parse_duration
+from orchestrator.cli.progress import working
 from orchestrator.cli.tables import clean
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.cli.waiting import INTERRUPTED, Bars, Show, Watched, showing
@@ -84,10 +85,13 @@ def drain(  # noqa: PLR0913, PLR0917 - a command's options
     names = list(dict.fromkeys(nodes))
     with open_client() as client:
         if dry_run:
-            _show_plan(names, client.plan_drain(names, spec))
+            with working("plans where each VM would go"):
+                plan = client.plan_drain(names, spec)
+            _show_plan(names, plan)
             return
         try:
-            begun = client.begin_drains(names, spec)
+            with working("looks for a place for each VM"):
+                begun = client.begin_drains(names, spec)
             for name in names:
                 terminal.write(f"node/{name} cordoned")
             if wait:

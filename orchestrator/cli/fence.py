@@ -9,6 +9,7 @@ import typer
 from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_client
 from orchestrator.cli.output import AsDocument, Documents, Results, document
+from orchestrator.cli.progress import working
 from orchestrator.errors import Invalid
 from orchestrator.resources import Node, NodeFencing, parse
 from orchestrator.resources.fencing import Bmc, FencePhase, NodeFencingSpec
@@ -154,7 +155,7 @@ def set_(  # noqa: PLR0913 - one option each
 @fence.command("test", epilog=TEST_EXAMPLE)
 def try_power(name: NodeName, output: AsDocument = None) -> None:
     """Ask a node's BMC for the power state, from this machine (or the API's), and do nothing else."""
-    with open_client() as client:
+    with open_client() as client, working(f"asks the BMC of {name}"):
         power = str(client.test_power(name))
     _say(output, f"node/{name} power is {power}", node=name, power=power)
 

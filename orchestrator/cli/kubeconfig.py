@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import typer
 
 from orchestrator.cli import terminal
-from orchestrator.cli.files import private_file
+from orchestrator.cli.files import ToFile, private_file
 from orchestrator.client.place import read_token
 from orchestrator.errors import Invalid
 from orchestrator.resources.access_token import name_in
@@ -17,7 +17,7 @@ from orchestrator.settings import settings
 
 EXAMPLES = """Examples:
 
-$ vmherd kubeconfig --server https://api.example:8080 --token-file alice.token --output ~/.kube/vmherd
+$ vmherd kubeconfig --server https://api.example:8080 --token-file alice.token --to-file ~/.kube/vmherd
 
 $ KUBECONFIG=~/.kube/vmherd kubectl get vm
 
@@ -35,9 +35,7 @@ def kubeconfig(
     namespace: Annotated[
         str, typer.Option("-n", "--namespace", metavar="NAME", help="Where kubectl looks.", show_default=False)
     ] = "",
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write it there, readable by its owner alone.")
-    ] = None,
+    to_file: ToFile = None,
 ) -> None:
     """Print a kubeconfig, with the CA's certificate and the token in it.
 
@@ -57,12 +55,10 @@ def kubeconfig(
         raise Invalid("--token: give a token as `vmherd token create` prints it" if not secret else "--token: is none")
     data = document(url, secret, name, _ca(url, ca_file or config.ca_file), namespace)
     text = yaml.safe_dump(data, sort_keys=False)
-    if output is None:
-        terminal.write(text.rstrip("\n"))
-        return
-    with private_file(output) as draft:
-        draft.write_text(text)
-    terminal.write(f"{output} written")
+    with private_file(to_file) as draft:
+        if draft is not None:
+            draft.write_text(text)
+    terminal.write(text.rstrip("\n") if to_file is None else f"{to_file} written")
 
 
 def document(url: str, token: str, name: str, ca: str, namespace: str = "") -> dict[str, Any]:

@@ -23,6 +23,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_client
 from orchestrator.cli.arguments import parse_duration
 from orchestrator.cli.drain import who
+from orchestrator.cli.progress import Counts, counting
 from orchestrator.cli.tables import clean
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.cli.waiting import INTERRUPTED
@@ -130,7 +131,10 @@ def maintain(  # noqa: PLR0913, PLR0917 - a command's options
     with open_client() as client:
         found = client.begin_maintenance(name or f"maintenance-{uuid4().hex[:5]}", spec)
         terminal.write(f"maintenance/{found.name}: {found.status.phase.value}, {len(found.spec.nodes)} nodes")
-        _Executor(client, found).run()
+        with counting() as show:
+            executor = _Executor(client, found, show)
+            executor.run()
+        executor.end()
 
 
 @maintenance.command("pause", epilog=PAUSE_EXAMPLE)
@@ -183,8 +187,9 @@ class _Run:
 class _Executor:
     """Runs a maintenance's hooks until it is over, and tells how far it is."""
 
-    def __init__(self, client: Client, found: Maintenance) -> None:
+    def __init__(self, client: Client, found: Maintenance, show: Counts) -> None:
         self.client = client
+        self._show = show
         self.maintenance = found
         self._hook = found.spec.hook  # as it was given here: no one else says what this machine runs
         self.holder = f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex[:8]}"
@@ -204,7 +209,6 @@ class _Executor:
                     tell(f"{error}; goes on when it is back")
                 if self._is_over():
                     break
-        self._end()
 
     def _take(self, found: Loaded | Change | None) -> None:
         if isinstance(found, Loaded):
@@ -215,8 +219,10 @@ class _Executor:
             node = self.maintenance.node(name)
             text = f"{name}: {node.stage.value}" + (f": {clean(node.message)}" if node.message else "")
             if self._said.get(name) != text and (name in self._said or node.stage is not NodeStage.WAITING):
-                terminal.write(text)
+                self._show.write(text)
             self._said[name] = text
+        stages = [self.maintenance.node(name).stage for name in self.maintenance.spec.nodes]
+        self._show.update("nodes done", stages.count(NodeStage.DONE), len(stages))
 
     def _follow(self, current: object) -> None:
         if isinstance(current, Maintenance) and current.metadata.uid == self.maintenance.metadata.uid:
@@ -256,7 +262,7 @@ class _Executor:
             start_new_session=True,  # a Ctrl-C is for us
         )
         self.runs[node] = _Run(node, process, output)
-        terminal.write(f"{node}: hook begun")
+        self._show.write(f"{node}: hook begun")
 
     def _look(self, run: _Run) -> None:
         now = time.monotonic()
@@ -283,7 +289,7 @@ class _Executor:
             tell(f"{run.node}: its hook ended with code {code}, which counts no more: its claim had run out")
         run.output.close()
         del self.runs[run.node]
-        terminal.write(f"{run.node}: hook ended with code {code}")
+        self._show.write(f"{run.node}: hook ended with code {code}")
 
     @staticmethod
     def _kill(run: _Run, now: float) -> None:
@@ -312,7 +318,8 @@ class _Executor:
             self.maintenance.node(name).stage is NodeStage.FAILED for name in self.maintenance.spec.nodes
         )
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Say what came of it; ends the command with a code of its own unless all nodes are done."""
         found, failures = self.maintenance, Failures()
         terminal.write(f"maintenance/{found.name}: {found.status.phase.value}: {clean(found.status.message)}")
         for name in found.spec.nodes:

@@ -1,15 +1,13 @@
 """`vmherd cordon`, `uncordon`, and `vmherd node`: how hosts join and leave the herd."""
 
-from pathlib import Path
 from typing import Annotated, cast
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import typer
 
-from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_client, open_context
 from orchestrator.cli.completion import complete_nodes
-from orchestrator.cli.files import private_file
+from orchestrator.cli.files import ToFile, private_file
 from orchestrator.cli.output import AsDocument, Documents, Results
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.errors import Conflict, Invalid, NotFound, Refused
@@ -33,13 +31,13 @@ $ vmherd uncordon node-1 --bring-back
 """
 ENROLL_EXAMPLES = """Examples:
 
-$ vmherd node enroll node-1 --output node-1.env
+$ vmherd node enroll node-1 --to-file node-1.env
 
 $ vmherd node enroll node-1 --address 192.0.2.1:6379
 
 A machine without VMs, so that a herd of two nodes has a majority:
 
-$ vmherd node enroll control-1 --witness --output witness.env
+$ vmherd node enroll control-1 --witness --to-file witness.env
 """
 LABEL_EXAMPLES = """Examples:
 
@@ -109,12 +107,11 @@ def enroll(
         str,
         typer.Option(metavar="HOST:PORT", help="Where the host reaches Redis, if not as we do.", show_default=False),
     ] = "",
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write it there, readable by its owner alone.")
-    ] = None,
+    to_file: ToFile = None,
     witness: Annotated[
         bool, typer.Option("--witness", help="It runs no VMs: it holds a lease and votes (vmherd run witness).")
     ] = False,
+    output: AsDocument = None,
 ) -> None:
     """Give a host its Redis user, and print its environment file.
 
@@ -130,16 +127,18 @@ def enroll(
             add_witness(ctx, name)
         else:
             check_no_witness(ctx, name)
-
-        def enrolled() -> str:
+        with private_file(to_file) as draft:
             password = access.enroll(store.redis, name, is_witness=witness)
-            return _environment(name, node_url(ours, address, name, password))
-
-        if output is None:
-            terminal.write(enrolled())
+            environment = {"VMHERD_NODE": name, "VMHERD_REDIS_URL": node_url(ours, address, name, password)}
+            text = "\n".join(f"{variable}={value}" for variable, value in environment.items())
+            if draft is not None:
+                draft.write_text(text + "\n")
+        results, fields = Results(output), {"node": name, "witness": witness, "renewed": known}
+        if to_file is None:
+            results.add(text, **fields, environment=environment)
         else:
-            with private_file(output) as draft:  # made first: a password that can't be written would be lost
-                draft.write_text(enrolled() + "\n")
+            results.add(f"node/{name} enrolled", **fields, file=str(to_file))
+        results.end()
         if known:
             tell(f"node {name!r} was enrolled before: its former password no longer works")
         if not _survives_restart(store):
@@ -270,10 +269,6 @@ def _check_address(address: str) -> str:
 
 def _is_loopback(host: str) -> bool:
     return host in {"localhost", "::1"} or host.startswith("127.")
-
-
-def _environment(name: str, url: str) -> str:
-    return f"VMHERD_NODE={name}\nVMHERD_REDIS_URL={url}"
 
 
 def _users(store: Store) -> list[str]:

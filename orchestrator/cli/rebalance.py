@@ -8,6 +8,7 @@ import typer
 from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_client
 from orchestrator.cli.arguments import Namespace, parse_targets
+from orchestrator.cli.progress import working
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.errors import Invalid
 from orchestrator.planner.rebalance import Move, Plan
@@ -67,10 +68,11 @@ def rebalance(
         if wanted or policy:
             return
         made: list[VirtualMachineOperation] = []
-        if dry_run:
-            why, found = client.plan_moves()
-        else:
-            why, found, made = client.rebalance()
+        with working("plans what to move"):
+            if dry_run:
+                why, found = client.plan_moves()
+            else:
+                why, found, made = client.rebalance()
     if why:
         tell(f"nothing is moved now: {why}")
         raise typer.Exit(1)
@@ -118,7 +120,7 @@ def failure(
     if bool(nodes) == every:
         raise typer.BadParameter("either NODE... or --all")
     failures = Failures()
-    with open_client() as client:
+    with open_client() as client, working("plans what would start where"):
         found = client.failures(nodes or [])
     for name, failure in found.items():
         line = f"{name}: {failure.message}"

@@ -1,11 +1,10 @@
-"""A herd that comes up: its nodes become Ready, its VMs are created and run; and how that is shown."""
+"""A herd that comes up: its nodes become Ready, its VMs are created and run; shown meanwhile."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_context
+from orchestrator.cli.progress import counting
 from orchestrator.client import Scope
 from orchestrator.client.following import follow
 from orchestrator.client.local import LocalClient
@@ -66,7 +65,7 @@ def wait_until_up(nodes: int, manifests: Sequence[dict[str, Any]], check: Callab
         check: Called at least once a second with how far it is; raises if it is not to be waited for any more.
     """
     tally, are_created = Tally(), False
-    with _showing() as show, open_context() as ctx:
+    with counting(tells_done=True) as show, open_context() as ctx:
         for news in follow(LocalClient(ctx), Scope((Node, VirtualMachine)), lambda _: None, is_patient=True):
             tally.take(news)
             check(f"{tally.ready} of {nodes} nodes are Ready, {tally.running} of {len(manifests)} VMs run")
@@ -80,54 +79,3 @@ def wait_until_up(nodes: int, manifests: Sequence[dict[str, Any]], check: Callab
                 show.update("VMs Running", tally.running, len(manifests))
             if are_created and tally.running >= len(manifests):
                 return
-
-
-class Show(Protocol):
-    """Shows how far it is."""
-
-    def update(self, what: str, done: int, count: int) -> None:
-        """Show that so many are done."""
-        ...
-
-
-class _Lines:
-    """A line when a part is done."""
-
-    def __init__(self) -> None:
-        self._said: set[str] = set()
-
-    def update(self, what: str, done: int, count: int) -> None:
-        """Say what is done."""
-        if done >= count and what not in self._said:
-            self._said.add(what)
-            terminal.write(f"{done} {what}")
-
-
-class _Bars:
-    """A bar for each part."""
-
-    def __init__(self) -> None:
-        from rich.console import Console  # noqa: PLC0415 - only where something is drawn
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
-
-        columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=Console(highlight=False))
-        self._tasks: dict[str, Any] = {}
-
-    def update(self, what: str, done: int, count: int) -> None:
-        """Draw one."""
-        if what not in self._tasks:
-            self._tasks[what] = self.progress.add_task(what, total=count)
-        self.progress.update(self._tasks[what], completed=done)
-        if done >= count:
-            self.progress.stop_task(self._tasks[what])
-
-
-@contextmanager
-def _showing() -> Iterator[Show]:
-    if not terminal.is_watched():
-        yield _Lines()
-        return
-    bars = _Bars()
-    with terminal.without_caret_c(), bars.progress:
-        yield bars

@@ -1,7 +1,6 @@
 """`vmherd token create|revoke|list`: who may use the API. Works on Redis itself: whoever may do that needs no token."""
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +10,7 @@ from orchestrator.cli.acting import open_context
 from orchestrator.cli.ages import UNKNOWN, age, duration
 from orchestrator.cli.arguments import parse_duration
 from orchestrator.cli.describe import grid
-from orchestrator.cli.files import private_file
+from orchestrator.cli.files import ToFile, private_file
 from orchestrator.cli.output import AsDocument, Results, document
 from orchestrator.cli.session import open_store
 from orchestrator.cli.terminal import Failures
@@ -22,6 +21,8 @@ from orchestrator.services.tokens import create_token, revoke_token
 CREATE_EXAMPLES = """Examples:
 
 $ vmherd token create alice --role admin
+
+$ vmherd token create bob --role viewer --to-file bob.token
 
 $ vmherd token create ci --role operator --namespace team-a --namespace team-b --expires 30d
 
@@ -53,19 +54,21 @@ def create(
             "--expires", parser=parse_duration, metavar="DURATION", help="Worth nothing after so long: 30d, 12h."
         ),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write it there, readable by its owner alone.")
-    ] = None,
+    to_file: ToFile = None,
+    output: AsDocument = None,
 ) -> None:
     """Make a token, and print it. It can't be shown again."""
     lasts = timedelta(seconds=expires) if expires is not None else None
-    with open_context() as ctx:
-        if output is None:
-            terminal.write(create_token(ctx, name, role, namespaces or None, lasts)[1])
-            return
-        with private_file(output) as draft:  # made first: a token that can't be written would be lost
-            draft.write_text(create_token(ctx, name, role, namespaces or None, lasts)[1] + "\n")
-    terminal.write(f"token/{name} created")
+    with open_context() as ctx, private_file(to_file) as draft:
+        made, text = create_token(ctx, name, role, namespaces or None, lasts)
+        if draft is not None:
+            draft.write_text(text + "\n")
+    results, fields = Results(output), _fields(made, datetime.now(UTC))
+    if to_file is None:
+        results.add(text, **fields, token=text)
+    else:
+        results.add(f"token/{name} created", **fields, file=str(to_file))
+    results.end()
 
 
 @token.command("revoke", epilog=REVOKE_EXAMPLE)
@@ -110,8 +113,8 @@ def _fields(one: AccessToken, now: datetime) -> dict[str, Any]:
         "name": one.name,
         "role": spec.role.value,
         "namespaces": list(spec.namespaces) if spec.namespaces is not None else None,
-        "createdAt": made_at.isoformat() if made_at is not None else None,
-        "expiresAt": spec.expires_at.isoformat() if spec.expires_at is not None else None,
+        "createdAt": made_at.isoformat(timespec="milliseconds") if made_at is not None else None,
+        "expiresAt": spec.expires_at.isoformat(timespec="milliseconds") if spec.expires_at is not None else None,
         "expired": one.has_expired(now),
     }
 

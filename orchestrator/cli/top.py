@@ -1,25 +1,24 @@
 """`vmherd top`: the herd at a glance, live on a terminal, once into a pipe.
 
-It follows the change stream as the control plane does, so what is shown is redrawn when something changed, and a large
-herd is read once.
+On Redis it follows the change stream as the control plane does, so what is shown is redrawn when something changed, and
+a large herd is read once. Through the API the server, which does that already, is asked once a second.
 """
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from orchestrator.cli import terminal
-from orchestrator.cli.acting import quiet_logs
+from orchestrator.cli.acting import open_client
 from orchestrator.cli.ages import memory
 from orchestrator.cli.output import Documents, document
-from orchestrator.cli.overview import NodeLoad, OperationLine, Overview, overview
-from orchestrator.cli.session import open_store
 from orchestrator.cli.tables import Column, Layout, clean, phase_colour
-from orchestrator.services.herd import Herd
+from orchestrator.errors import StoreUnavailable
+from orchestrator.services.overview import NodeLoad, OperationLine, Overview
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -54,37 +53,37 @@ def top(
     output: Annotated[Documents | None, typer.Option("-o", "--output", help="Once, as a document.")] = None,
 ) -> None:
     """Show nodes with what is reserved of them, migrations and their slots, and what waits."""
-    quiet_logs()
     changed = threading.Event()
-    with open_store() as store:
-        herd = Herd(store, changed.set)
-        herd.start()
-        try:
-            if output is not None:
-                terminal.write(document(json.loads(json.dumps(overview(herd).manifest())), output))
-            elif once or not terminal.is_watched():
-                terminal.write("\n".join(plain(overview(herd))))
-            else:
-                _live(herd, changed)
-        finally:
-            herd.stop()
+    with open_client() as client, client.overviews(changed.set) as look:
+        if output is not None:
+            terminal.write(document(json.loads(json.dumps(look().manifest())), output))
+        elif once or not terminal.is_watched():
+            terminal.write("\n".join(plain(look())))
+        else:
+            _live(look, changed)
 
 
-def _live(herd: Herd, changed: threading.Event) -> None:
+def _live(look: Callable[[], Overview], changed: threading.Event) -> None:
     from rich.console import Console  # noqa: PLC0415 - only where something is drawn
     from rich.live import Live  # noqa: PLC0415
 
     console = Console(highlight=False)
+    seen = look()  # a herd that is away at the beginning ends the command
 
-    def draw() -> "Group":
-        return drawn(overview(herd), datetime.now(UTC), lines=console.height, is_wide=console.width >= _WIDE)
+    def draw(trouble: str = "") -> "Group":
+        is_wide = console.width >= _WIDE
+        return drawn(seen, datetime.now(UTC), lines=console.height, is_wide=is_wide, trouble=trouble)
 
     with terminal.without_caret_c(), Live(draw(), console=console, screen=True, auto_refresh=False) as live:
         try:
             while True:
                 changed.wait(_CLOCK_S)
                 changed.clear()
-                live.update(draw(), refresh=True)
+                try:
+                    seen, trouble = look(), ""
+                except StoreUnavailable as error:
+                    trouble = f"{error}; this is how it was, and goes on when it is back"
+                live.update(draw(trouble), refresh=True)
                 threading.Event().wait(_REDRAW_S)  # what changes meanwhile is drawn together
         except KeyboardInterrupt:
             return
@@ -132,8 +131,16 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [layout.header(), *(layout.row(row) for row in rows)]
 
 
-def drawn(seen: Overview, now: datetime, *, lines: int, is_wide: bool = True) -> "Group":
-    """Give it as it is drawn on a terminal of so many lines; what doesn't fit is counted."""
+def drawn(seen: Overview, now: datetime, *, lines: int, is_wide: bool = True, trouble: str = "") -> "Group":
+    """Give it as it is drawn on a terminal of so many lines; what doesn't fit is counted.
+
+    Args:
+        seen: As it was last seen.
+        now: The time that is shown.
+        lines: The terminal's, 1..n.
+        is_wide: Whether it has room for amounts beside the bars.
+        trouble: Why it is not as it is now; empty where it is.
+    """
     from rich.console import Group  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
@@ -144,7 +151,8 @@ def drawn(seen: Overview, now: datetime, *, lines: int, is_wide: bool = True) ->
     for_operations = min(len(seen.operations), max(_LEAST_LINES, room // _MOST_OPERATIONS_SHARE))
     for_nodes = min(len(seen.nodes), max(_LEAST_LINES, room - for_operations))
     for_operations = min(len(seen.operations), max(_LEAST_LINES, room - for_nodes))
-    parts: list[Text | Table] = [head, Text(""), _nodes(seen.nodes[:for_nodes], is_wide=is_wide)]
+    said = Text(clean(trouble), style="red", no_wrap=True, overflow="ellipsis")
+    parts: list[Text | Table] = [head, said, _nodes(seen.nodes[:for_nodes], is_wide=is_wide)]
     parts += _more(len(seen.nodes) - for_nodes, "nodes")
     parts.append(Text(""))
     if not seen.operations:

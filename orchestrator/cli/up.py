@@ -25,6 +25,7 @@ import typer
 from orchestrator.cli import terminal
 from orchestrator.cli.ages import span
 from orchestrator.cli.arguments import Timeout
+from orchestrator.cli.progress import working
 from orchestrator.cli.simulated_herd import (
     DIRECTORY_VARIABLE,
     URL_VARIABLE,
@@ -187,7 +188,9 @@ def up(
 def down(directory: Dir = None) -> None:
     """End the simulated herd of this machine, and remove all that it left."""
     herd = HerdDirectory(directory or default_directory())
-    if not herd.stop():
+    with working("ends the herd's processes"):
+        was_there = herd.stop()
+    if not was_there:
         raise NotFound(f"no simulated herd runs in {herd.path}")
     terminal.write("the simulated herd is down")
 

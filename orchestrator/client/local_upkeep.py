@@ -13,6 +13,7 @@ from orchestrator.resources.maintenance import MaintenanceSpec
 from orchestrator.services import capacity, drain_plans, drains, fencing, fencing_spec, maintenances, rebalancing
 from orchestrator.services.context import Context
 from orchestrator.services.herd import Herd
+from orchestrator.services.overview import Overview, overview
 
 
 class LocalUpkeep:
@@ -24,6 +25,17 @@ class LocalUpkeep:
 
     def __init__(self, context: Context) -> None:
         self.context = context
+
+    @contextmanager
+    def overviews(self, on_change: Callable[[], object]) -> Iterator[Callable[[], Overview]]:
+        """Give a function that says how the herd is now, from a copy that follows it."""
+        with self._herd(on_change) as herd:
+
+            def look() -> Overview:
+                herd.follower.sync()  # raises where Redis is away: the copy alone would go on as if nothing were
+                return overview(herd)
+
+            yield look
 
     def plan_drain(self, nodes: Iterable[str], spec: DrainSpec) -> DrainPlan:
         """Plan how nodes would be emptied together."""
@@ -113,8 +125,8 @@ class LocalUpkeep:
         return fencing_spec.disarmed(self.context)
 
     @contextmanager
-    def _herd(self) -> Iterator[Herd]:
-        herd = Herd(self.context.store).start()
+    def _herd(self, on_change: Callable[[], object] | None = None) -> Iterator[Herd]:
+        herd = Herd(self.context.store, on_change).start()
         try:
             yield herd
         finally:

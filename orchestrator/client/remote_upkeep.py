@@ -1,6 +1,7 @@
 """`upkeep.Upkeep` by the API: its actions, and the resources that they are about."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeVar
 
 from pydantic import TypeAdapter
@@ -27,6 +28,7 @@ from orchestrator.resources.maintenance import MaintenanceSpec
 from orchestrator.resources.rebalancing import POLICY_NAME
 from orchestrator.services.drain_plans import check
 from orchestrator.services.maintenances import check_same
+from orchestrator.services.overview import Overview
 from orchestrator.services.rebalancing import changed_spec
 
 ALL: Final = "-"
@@ -57,10 +59,16 @@ class RemoteUpkeep:
         self._session = session
         self._reads = reads
 
+    @contextmanager
+    def overviews(self, on_change: Callable[[], object]) -> Iterator[Callable[[], Overview]]:
+        """Give a function that asks the server, which has the herd in memory, how it is now."""
+        del on_change  # a watch would send each VM, of which one figure is shown
+        yield lambda: _read(Overview, self._ask(Node, ALL, "overview")["overview"])
+
     def plan_drain(self, nodes: Iterable[str], spec: DrainSpec) -> DrainPlan:
         """Plan how nodes would be emptied together."""
         wanted = {"nodes": list(nodes), "spec": spec.model_dump(mode="json", by_alias=True)}
-        return _read(DrainPlan, self._act(NodeDrain, ALL, "plan", wanted)["plan"])
+        return _read(DrainPlan, self._ask(NodeDrain, ALL, "plan", wanted)["plan"])
 
     def begin_drains(self, nodes: Iterable[str], spec: DrainSpec) -> list[NodeDrain]:
         """Have nodes emptied: they are checked together, and then begun one after another."""
@@ -125,7 +133,7 @@ class RemoteUpkeep:
 
     def plan_moves(self) -> tuple[str, Plan]:
         """Say what would be moved now."""
-        answer = self._act(RebalancePolicy, POLICY_NAME, "plan")
+        answer = self._ask(RebalancePolicy, POLICY_NAME, "plan")
         return answer["obstacle"], _read(Plan, answer["plan"])
 
     def rebalance(self) -> tuple[str, Plan, list[VirtualMachineOperation]]:
@@ -136,7 +144,7 @@ class RemoteUpkeep:
 
     def failures(self, nodes: Iterable[str]) -> dict[str, Failure]:
         """Say what would come of the loss of nodes."""
-        return _read(dict[str, Failure], self._act(Node, ALL, "failures", {"nodes": list(nodes)})["failures"])
+        return _read(dict[str, Failure], self._ask(Node, ALL, "failures", {"nodes": list(nodes)})["failures"])
 
     def set_fencing(self, name: str, change: Callable[[NodeFencingSpec], NodeFencingSpec]) -> NodeFencing:
         """Change what is said of a node's fencing."""
@@ -166,7 +174,7 @@ class RemoteUpkeep:
 
     def disarmed(self) -> dict[str, str]:
         """Say what is not fenced now."""
-        return dict(self._act(NodeFencing, ALL, "disarmed")["disarmed"])
+        return dict(self._ask(NodeFencing, ALL, "disarmed")["disarmed"])
 
     def uncordon(self, node: str, *, bring_back: bool) -> bool:
         """Uncordon a node; tells whether anything changed."""
@@ -182,8 +190,15 @@ class RemoteUpkeep:
             raise Conflict(str(error)) from error
 
     def _act(self, kind: type[Resource], name: str, action: str, body: Mapping[str, Any] | None = None) -> Any:
-        path = f"{path_of(kind, name=name)}/{action}"
-        return self._session.write("POST", path, dict(body or {}), timeout_s=_PATIENT_S)
+        return self._session.write("POST", _path(kind, name, action), dict(body or {}), timeout_s=_PATIENT_S)
+
+    def _ask(self, kind: type[Resource], name: str, action: str, body: Mapping[str, Any] | None = None) -> Any:
+        """Have one of the actions done that only read."""
+        return self._session.ask(_path(kind, name, action), dict(body or {}), _PATIENT_S)
+
+
+def _path(kind: type[Resource], name: str, action: str) -> str:
+    return f"{path_of(kind, name=name)}/{action}"
 
 
 T = TypeVar("T")

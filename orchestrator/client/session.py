@@ -89,7 +89,14 @@ class ApiSession:
         Raises:
             VmherdError: As `error_of`; `ServerUnavailable`, `Untrusted`.
         """
-        request = self._http.build_request("GET", path, params=parameters)
+        return self._ask(self._http.build_request("GET", path, params=parameters))
+
+    def ask(self, path: str, body: Any, timeout_s: float) -> Any:
+        """POST a question, which changes nothing: without an answer nothing is unknown. Raises as `read`."""
+        timeout = httpx.Timeout(timeout_s, connect=_CONNECT_S)
+        return self._ask(self._http.build_request("POST", path, json=body, timeout=timeout))
+
+    def _ask(self, request: httpx.Request) -> Any:
         try:
             response = self._http.send(request)
         except (httpx.ReadError, httpx.RemoteProtocolError, httpx.WriteError):

@@ -5,6 +5,7 @@ said by the caller on Redis; through the API it is who has the token.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from orchestrator.planner.capacity import Failure
@@ -14,10 +15,23 @@ from orchestrator.resources import Maintenance, NodeDrain, NodeFencing, Rebalanc
 from orchestrator.resources.drain import DrainSpec
 from orchestrator.resources.fencing import NodeFencingSpec
 from orchestrator.resources.maintenance import MaintenanceSpec
+from orchestrator.services.overview import Overview
 
 
 class Upkeep(Protocol):
     """A herd, as far as it is kept in order by people."""
+
+    def overviews(self, on_change: Callable[[], object]) -> AbstractContextManager[Callable[[], Overview]]:
+        """Give, while it is open, a function that says how the herd is now.
+
+        Args:
+            on_change: Called, from a thread, when there is news. A herd that is not followed from here never calls it:
+                whoever shows it looks again after a second.
+
+        Raises:
+            StoreUnavailable: On opening, and whenever the function is called: the herd is away.
+        """
+        ...
 
     # --- drains -------------------------------------------------------------------------------------------------------
 

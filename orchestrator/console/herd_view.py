@@ -8,7 +8,6 @@ from html import escape
 from typing import Any, Final
 
 from orchestrator.cli.ages import duration, memory
-from orchestrator.cli.overview import NodeLoad, node_load
 from orchestrator.console.charts import Mark
 from orchestrator.console.live import Live
 from orchestrator.console.rows import NOWHERE, PAGE, Shown, instant, shade
@@ -27,6 +26,7 @@ from orchestrator.resources import (
 )
 from orchestrator.resources.drain import DrainPhase, VmState
 from orchestrator.resources.fencing import FencePhase
+from orchestrator.services.overview import NodeLoad, node_load
 from orchestrator.store import keys
 
 LINE: Final = 0.8

@@ -5,50 +5,40 @@ on a VM of its node, a cordon, its own timer, which stands among those that reco
 each open drain with its copy of the herd, so that a lost wake-up costs a round and no process has to stay alive.
 """
 
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Protocol, TypeVar, cast
+from typing import cast
 
 from orchestrator.errors import Conflict, Invalid, NotFound, Refused
 from orchestrator.logs import logger
 from orchestrator.planner.draining import DrainStep, Scene, ended, next_step, sent_home
 from orchestrator.planner.flow import Note, revoked
-from orchestrator.planner.observation import ABSENT
 from orchestrator.resources import (
     Condition,
-    Key,
     Node,
     NodeDrain,
-    NodeInventory,
     ObjectMeta,
-    Resource,
     VirtualMachine,
     VirtualMachineOperation,
     new_metadata,
     with_condition,
 )
 from orchestrator.resources.drain import BRING_BACK_ANNOTATION, DrainCause, DrainPhase, DrainSpec, DrainStatus, VmState
-from orchestrator.resources.meta import split_key
 from orchestrator.resources.selectors import parse_selector
 from orchestrator.services.context import Context, add_notes, deciding, wake_grant
+from orchestrator.services.drain_scenes import copied_scene, scene_of
 from orchestrator.services.evacuation import evacuation
 from orchestrator.services.herd import Herd
 from orchestrator.services.operations import delete_operation, put_operation
 from orchestrator.services.results import publish_result
-from orchestrator.store import Batch, Store, keys
-from orchestrator.store.connection import redis_errors
-from orchestrator.store.follower import Follower
+from orchestrator.store import Batch, keys
 
 log = logger(__name__)
-
-R = TypeVar("R", bound=Resource)
 
 DRAINED = "Drained"
 """Condition of a node: True once it is empty; False while it is being drained, or with the reason why it is not."""
 _TIMER = "drain/"
-_GONE = frozenset({ABSENT, "shutoff"})
 _AT_A_TIME = 100
 """So many operations are made in one commit; the rest follow at once."""
 
@@ -254,15 +244,14 @@ def step(ctx: Context, node: str) -> None:
     def decide() -> bool:
         nonlocal woken
         drop.clear()
-        source = _Stored(ctx.store)
-        drain = source.find(NodeDrain, node)
+        drain = ctx.store.find(NodeDrain, node)
         if drain is None or not _is_to_be_looked_at(drain):
             return False
         if _is_to_be_forgotten(drain):
             ctx.store.must_commit(ctx.store.batch().delete(drain))
             return False
         now = ctx.store.now()
-        scene = _scene(source, drain, now)
+        scene = scene_of(ctx.store, drain, now)
         decided = next_step(scene)
         more = len(decided.begin) > _AT_A_TIME
         if more:
@@ -300,10 +289,9 @@ def keep_drains(ctx: Context, herd: Herd) -> None:
         return
     now = ctx.store.now()
     with herd.follower.lock:
-        source = _Copied(herd.follower)
         behind = []
         for drain in drains:
-            scene = _scene(source, drain, now)
+            scene = copied_scene(herd.follower, drain, now)
             decided = next_step(scene)
             if decided.drop or _is_news(scene, decided) or _is_to_be_forgotten(drain):
                 behind.append(drain.name)
@@ -409,94 +397,6 @@ def _with_condition(node: Node, drain: NodeDrain, at: datetime) -> Node:
         message=drain.status.message if not drain.is_open else "",
     )
     return node.with_status(conditions=with_condition(node.status.conditions, condition, at))
-
-
-# --- what it is decided from ------------------------------------------------------------------------------------------
-
-
-class _Source(Protocol):
-    """Where documents and indexes are read: Redis, or a copy of it."""
-
-    def find(self, kind: type[R], key: str) -> R | None: ...
-    def many(self, kind: type[R], wanted: Iterable[str]) -> Mapping[Key, R]: ...
-    def members(self, index: str) -> Mapping[str, str | None]: ...
-    def fields(self, index: str, wanted: list[str]) -> list[str]: ...
-
-
-class _Stored:
-    """Redis itself."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-
-    def find(self, kind: type[R], key: str) -> R | None:
-        return self.store.find(kind, key)
-
-    def many(self, kind: type[R], wanted: Iterable[str]) -> Mapping[Key, R]:
-        return self.store.many(kind, wanted)
-
-    def members(self, index: str) -> Mapping[str, str | None]:
-        with redis_errors(self.store.redis):
-            return cast("dict[str, str | None]", self.store.redis.hgetall(index))
-
-    def fields(self, index: str, wanted: list[str]) -> list[str]:
-        if not wanted:
-            return []
-        with redis_errors(self.store.redis):
-            found = cast("list[str | None]", self.store.redis.hmget(index, wanted))
-        return [value for value in found if value]
-
-
-class _Copied:
-    """A follower's copy; used under its lock."""
-
-    def __init__(self, follower: Follower) -> None:
-        self.follower = follower
-
-    def find(self, kind: type[R], key: str) -> R | None:
-        return self.follower.get(kind, key)
-
-    def many(self, kind: type[R], wanted: Iterable[str]) -> Mapping[Key, R]:
-        found = ((Key(key), self.follower.get(kind, key)) for key in wanted)
-        return {key: resource for key, resource in found if resource is not None}
-
-    def members(self, index: str) -> Mapping[str, str | None]:
-        return self.follower.index.get(index, {})
-
-    def fields(self, index: str, wanted: list[str]) -> list[str]:
-        entries = self.follower.index.get(index, {})
-        return [value for key in wanted if (value := entries.get(key))]
-
-
-def _scene(source: _Source, drain: NodeDrain, now: datetime) -> Scene:
-    """Read what a drain is decided from."""
-    name = drain.name
-    claims = source.members(keys.claims(name))
-    inventory = source.find(NodeInventory, name)
-    domains = inventory.domains.values() if inventory is not None else ()
-    shown = frozenset(seen.vm for seen in domains if seen.vm and seen.state not in _GONE)
-    here = {claim.removeprefix("vm/") for claim in claims if claim.startswith("vm/")}
-    vms = source.many(VirtualMachine, sorted({*here, *shown, *drain.vms}))
-    active = source.many(VirtualMachineOperation, source.fields(keys.ACTIVE_OPERATIONS, sorted(vms)))
-    named = {
-        key: f"{split_key(Key(key))[0]}/{vm.operation}" for key, vm in drain.vms.items() if vm.operation and key in vms
-    }
-    known = source.many(VirtualMachineOperation, sorted(named.values()))
-    arriving = sorted(claim.removeprefix("operation/") for claim in claims if claim.startswith("operation/"))
-    return Scene(
-        drain=drain,
-        node=source.find(Node, name),
-        vms=vms,
-        operations={operation.vm_key: operation for operation in active.values()},
-        ended={
-            key: operation
-            for key, wanted in named.items()
-            if (operation := known.get(Key(wanted))) is not None and not operation.is_active
-        },
-        inbound=tuple(source.many(VirtualMachineOperation, arriving).values()),
-        shown=shown,
-        now=now,
-    )
 
 
 def wake_for(ctx: Context, *nodes: str) -> None:

@@ -21,7 +21,7 @@ from orchestrator.resources.maintenance import MaintenancePhase, MaintenanceSpec
 from orchestrator.services.context import Context
 from orchestrator.services.recovery import check_identity
 from orchestrator.store import Store, keys
-from tests.builders import a_node, a_vm
+from tests.builders import a_node, a_vm, granted_operation
 from tests.contract.clients import WAYS, Herd, is_stored
 from tests.fakes import Outbox
 
@@ -132,6 +132,24 @@ class TestMaintenances:
         assert not herd.client.end_hook("m1", "n1", "me", 0, "")
         node = herd.store.get(Maintenance, "m1").node("n1")
         assert (node.exit_code, node.attempts, len(node.output)) == (-9, 1, 2_000)
+
+
+class TestOverviews:
+    def test_say_how_the_herd_is_now(self, herd: Herd) -> None:
+        with herd.client.overviews(lambda: None) as look:
+            first = look()
+            assert {load.name: (load.status, load.vms) for load in first.nodes} == {
+                "n1": ("Ready", 2),
+                "n2": ("Ready", 0),
+            }
+            assert first.nodes[0].memory_reserved_mib > 2 * 1024
+            assert (first.operations, first.phases, first.slots_used, first.slots_cap) == ((), {"Running": 2}, 0, 2)
+            herd.client.set_unschedulable("n2", unschedulable=True)
+            herd.put(granted_operation("move", "a"))
+            second = look()
+        assert {load.name: load.status for load in second.nodes}["n2"] == "Ready,SchedulingDisabled"
+        assert [(one.name, one.virtual_machine) for one in second.operations] == [("move", "a")]
+        assert (second.slots_used, second.slots_cap) == (1, 1)
 
 
 class TestRebalancing:

@@ -2,10 +2,12 @@
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import IO
@@ -146,6 +148,52 @@ def _stripped(stream: IO[str] | None) -> Iterator[str]:
     assert stream is not None
     while line := stream.readline():
         yield line.rstrip("\n")
+
+
+class OnScreen:
+    """A command on a terminal that is drawn on while the test goes on. A context manager."""
+
+    def __init__(self, herd: Vmherd, *arguments: str, **environment: str) -> None:
+        self._unread = b""
+        self._ours, theirs = pty.openpty()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.cli", *arguments],
+            env=herd.environment(TERM="xterm-256color", **environment),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+
+    def __enter__(self) -> "OnScreen":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._ours)
+
+    def read_until(self, wanted: str, timeout: float = 30) -> str:
+        """What is drawn after what was read before, up to the end of a text."""
+        shown, end, deadline = self._unread, wanted.encode(), time.monotonic() + timeout
+        while end not in shown:
+            left = deadline - time.monotonic()
+            assert left > 0, f"{wanted!r} did not come: {shown[-2000:].decode(errors='replace')}"
+            if select.select([self._ours], [], [], left)[0]:
+                piece = _read(self._ours)
+                assert piece, f"it ended before {wanted!r}: {shown[-2000:].decode(errors='replace')}"
+                shown += piece
+        before, found, self._unread = shown.partition(end)
+        return (before + found).decode(errors="replace")
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C."""
+        self._process.send_signal(signal.SIGINT)
+
+    def ended(self) -> int:
+        """Wait for its end; gives its exit code."""
+        return self._process.wait(20)
 
 
 def on_a_terminal(herd: Vmherd, *arguments: str, **environment: str) -> str:

@@ -192,6 +192,7 @@ def check(answer: httpx.Response, user: str, verb: str, plural: str, *, allowed:
 ACTIONS = {
     "nodes/uncordon": OPERATORS,
     "nodes/failures": READERS,
+    "nodes/overview": READERS,
     "nodedrains/plan": READERS,
     "nodedrains/cancel": OPERATORS,
     "maintenances/pause": OPERATORS,

@@ -180,7 +180,7 @@ class TestRefusals:
 
     def test_a_vm_that_runs_is_stopped_before_it_is_removed(self, vmherd: Vmherd) -> None:
         vmherd.running_vm()
-        assert vmherd.ok("delete", "vm", "linux-vm") == 'virtualmachine "linux-vm" deleted\n'
+        assert vmherd.ok("delete", "vm", "linux-vm", "--no-wait") == 'virtualmachine "linux-vm" deleted\n'
         assert [(o.spec.type, o.status.phase) for o in vmherd.operations()] == [
             (OperationType.STOP, OperationPhase.PENDING)
         ]
@@ -213,8 +213,8 @@ class TestNodes:
         assert theirs.set("node:{h1}:lease", "x")
 
         file = tmp_path / "h1.env"
-        again = vmherd.run("node", "enroll", "h1", "--address", address, "--output", str(file))
-        assert (again.returncode, again.stdout) == (0, "")
+        again = vmherd.run("node", "enroll", "h1", "--address", address, "--to-file", str(file))
+        assert (again.returncode, again.stdout) == (0, "node/h1 enrolled\n")
         assert again.stderr == "vmherd: node 'h1' was enrolled before: its former password no longer works\n"
         assert file.stat().st_mode & 0o777 == 0o600
         assert [p.name for p in tmp_path.iterdir()] == ["h1.env"]
@@ -231,7 +231,7 @@ class TestNodes:
         assert told == "node 'h1' is not enrolled: Redis has no user 'node-h1'"
 
     def test_no_password_is_lost(self, vmherd: Vmherd) -> None:
-        told = vmherd.refused("node", "enroll", "h1", "--address", "192.0.2.1:6379", "--output", "/nowhere/h1.env")
+        told = vmherd.refused("node", "enroll", "h1", "--address", "192.0.2.1:6379", "--to-file", "/nowhere/h1.env")
         assert told == "/nowhere/h1.env: No such file or directory"
         assert access.user_name("h1") not in vmherd.store.redis.acl_users()
 

@@ -16,7 +16,7 @@ from orchestrator.store.connection import connect
 from tests.builders import uuid_of
 from tests.fakes import Stage
 from tests.integration.adopting import SECRET, UUID, add_domain, adopted
-from tests.integration.command import Running, Vmherd
+from tests.integration.command import Running, Vmherd, on_a_terminal
 from tests.waiting import wait_until
 
 
@@ -83,6 +83,14 @@ class TestAdopt:
         assert lines[-1] == "Web 1: adopted as shop/web-1, Running on node n1"
         assert (copy.vm, copy.definition) == ("shop/web-1", "")
         assert stage.store.get(VirtualMachine, "shop/web-1").spec.run_policy == "Manual"
+
+    def test_they_are_counted_on_a_terminal(self, stage: Stage, vmherd: Vmherd) -> None:
+        add_domain(stage)
+        with at_work(stage):
+            shown = on_a_terminal(vmherd, "adopt", "n1", COLUMNS="120")
+        assert "asks the agent of node n1" in shown
+        assert "Web 1: adopted as default/web-1, Running on node n1" in shown
+        assert "1/1" in shown
 
     def test_what_is_given_up_says_why(self, stage: Stage, vmherd: Vmherd) -> None:
         copy = add_domain(stage)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,7 +80,31 @@ def test_what_was_done_to_nodes_is_a_document_too_and_the_code_still_tells_of_wh
     assert read(vmherd, "node", "label", "n1", "zone=a") == {"node": "n1", "changed": True}
     assert read(vmherd, "node", "label", "n1", "zone=a") == {"node": "n1", "changed": False}
     assert read(vmherd, "node", "taint", "n1", "only=db:NoSchedule") == {"node": "n1", "changed": True}
-    vmherd.run("node", "enroll", "n3", "--address", "192.0.2.1:6379")
+
+
+def test_what_a_host_is_given_is_a_document_or_in_a_file(vmherd: Vmherd, tmp_path: Path) -> None:
+    enroll = ("node", "enroll", "n3", "--address", "192.0.2.1:6379")
+    made = read(vmherd, *enroll)
+    assert (made["node"], made["witness"], made["renewed"]) == ("n3", False, False)
+    again = vmherd.run(*enroll, "-o", "yaml")
+    assert "was enrolled before" in again.stderr
+    renewed = yaml.safe_load(again.stdout)
+    assert renewed["renewed"] is True
+    assert renewed["environment"] != made["environment"]
+    address = vmherd.url.partition("//")[2].partition("/")[0]
+    for environment, works in ((renewed["environment"], True), (made["environment"], False)):
+        url = environment["VMHERD_REDIS_URL"].replace("192.0.2.1:6379", address)
+        assert environment == {"VMHERD_NODE": "n3", "VMHERD_REDIS_URL": environment["VMHERD_REDIS_URL"]}
+        told = vmherd.run("get", "vm", VMHERD_REDIS_URL=url).stderr
+        assert ("does not permit this user" in told) is works, told
+    file = tmp_path / "n3.env"
+    assert read(vmherd, *enroll, "--to-file", str(file)) == {
+        "node": "n3",
+        "witness": False,
+        "renewed": True,
+        "file": str(file),
+    }
+    assert "VMHERD_REDIS_URL=redis://node-n3:" in file.read_text()
     assert read(vmherd, "node", "expel", "n3") == {"node": "n3", "expelled": True}
 
 
@@ -107,10 +132,13 @@ def test_why_a_deadline_does_not_count_is_said(vmherd: Vmherd) -> None:
     assert said in vmherd.ok("fence", "status")
 
 
-def test_tokens_are_a_document_without_their_digests(vmherd: Vmherd) -> None:
+def test_tokens_are_a_document_without_their_digests(vmherd: Vmherd, tmp_path: Path) -> None:
     assert read(vmherd, "token", "list") == []
-    text = vmherd.ok("token", "create", "ci", "--role", "operator", "--namespace", "team-a", "--expires", "30d").strip()
+    made = read(vmherd, "token", "create", "ci", "--role", "operator", "--namespace", "team-a", "--expires", "30d")
+    text = made.pop("token")
+    assert text.startswith("vmherd_ci_")
     (shown,) = read(vmherd, "token", "list")
+    assert made == shown
     assert (shown["name"], shown["role"], shown["namespaces"], shown["expired"]) == (
         "ci",
         "operator",
@@ -119,5 +147,9 @@ def test_tokens_are_a_document_without_their_digests(vmherd: Vmherd) -> None:
     )
     assert set(shown) == {"name", "role", "namespaces", "createdAt", "expiresAt", "expired"}
     assert text not in json.dumps(shown)
+    file = tmp_path / "bob.token"
+    filed = read(vmherd, "token", "create", "bob", "--role", "viewer", "--to-file", str(file))
+    assert filed["file"] == str(file)
+    assert file.read_text().strip() not in json.dumps(filed), "it is in the file alone"
     assert read(vmherd, "token", "revoke", "ci") == [{"token": "ci", "revoked": True}]
     assert read(vmherd, "version").keys() == {"version"}

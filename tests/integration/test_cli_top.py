@@ -1,20 +1,17 @@
 """`vmherd top`, and the shell's completion, against a real Redis."""
 
 import json
-import os
-import pty
-import select
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
 import yaml
 
+from tests.builders import a_node
 from tests.fakes import Stage
-from tests.integration.command import Vmherd
+from tests.integration.command import OnScreen, Vmherd
+from tests.redis_server import RedisServer
 
 
 @pytest.fixture
@@ -106,37 +103,31 @@ def test_top_without_a_herd_fails_in_one_line() -> None:
 
 
 def test_top_on_a_terminal_shows_what_changes_and_ends_by_ctrl_c(stage: Stage, herd: Vmherd) -> None:
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.cli", "top"],
-        env=herd.environment(TERM="xterm-256color", LINES="24"),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-    )
-    os.close(theirs)
-    try:
-        shown = _read_until(ours, "web-1")
+    with OnScreen(herd, "top", LINES="24") as screen:
+        shown = screen.read_until("web-1")
         assert "MEMORY" in shown
         assert "│" in shown
         stage.add_vm("late", "n3")
         stage.evict("late")
-        assert "late" in _read_until(ours, "late")
-        process.send_signal(signal.SIGINT)
-        _read_until(ours, "\x1b[?1049l")  # back from the alternate screen
-        assert process.wait(20) == 0
-    finally:
-        process.kill()
-        process.wait()
-        os.close(ours)
+        screen.read_until("late")
+        screen.interrupt()
+        screen.read_until("\x1b[?1049l")  # back from the alternate screen
+        assert screen.ended() == 0
 
 
-def _read_until(terminal: int, wanted: str, timeout: float = 30) -> str:
-    shown, deadline = "", time.monotonic() + timeout
-    while wanted not in shown:
-        left = deadline - time.monotonic()
-        assert left > 0, f"{wanted!r} did not come: {shown[-2000:]}"
-        if select.select([terminal], [], [], left)[0]:
-            shown += os.read(terminal, 65_536).decode(errors="replace")
-    return shown
+def test_top_on_a_terminal_says_that_redis_is_away_and_goes_on(durable_redis: RedisServer) -> None:
+    herd = Vmherd(durable_redis.url)
+    herd.store.must_commit(herd.store.batch().create(a_node("n1")))
+    with OnScreen(herd, "top", LINES="24", COLUMNS="120") as screen:
+        screen.read_until("1/1 nodes Ready")
+        durable_redis.kill()
+        assert "1/1 nodes Ready" in screen.read_until("this is how it was").rpartition("vmherd ")[2], (
+            "in the same drawing"
+        )
+        durable_redis.start()
+        herd.store.must_commit(herd.store.batch().create(a_node("n2")))
+        screen.read_until("2/2 nodes Ready")
+        screen.interrupt()
+        screen.read_until("\x1b[?1049l")
+        assert screen.ended() == 0
+    herd.store.close()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.resources import OperationPhase, Reason, VmPhase
+from orchestrator.resources import OperationPhase, Reason, VirtualMachine, VmPhase
 from tests.builders import a_grant
-from tests.integration.command import EVICT, Running, Vmherd, on_a_terminal
+from tests.integration.command import EVICT, OnScreen, Running, Vmherd, on_a_terminal
 from tests.redis_server import RedisServer
 from tests.waiting import wait_until
 
@@ -222,3 +222,46 @@ class TestDelete:
             vmherd.store.must_commit(vmherd.store.batch().delete(ended))
             assert command.ended() == 0
         assert command.lines[1:] == [f'virtualmachineoperation "{name}": {said}: {message}']
+
+    def test_an_abort_has_its_bar_on_a_terminal(self, vmherd: Vmherd) -> None:
+        vmherd.running_vm()
+        name = vmherd.ok("evict", "linux-vm", "--no-wait").strip()
+        vmherd.step(name, Reason.SYNCING, "", phase=OperationPhase.IN_PROGRESS, grant=a_grant(node="h1", target="h2"))
+        with OnScreen(vmherd, "delete", "vmop", name, COLUMNS="120") as screen:
+            assert "deleted" in screen.read_until("━")
+            ended = vmherd.step(name, Reason.ABORTED, "it runs on h1", phase=OperationPhase.FAILED, grant=None)
+            vmherd.store.must_commit(vmherd.store.batch().delete(ended))
+            screen.read_until("Aborted: it runs on h1")
+            assert screen.ended() == 0
+
+    def test_a_vm_that_is_stopped_is_waited_for(self, vmherd: Vmherd) -> None:
+        vmherd.running_vm()
+        vmherd.running_vm("other")
+        with Running(vmherd, "delete", "vm", "linux-vm", "other") as command:
+            command.wait(lambda lines: len(lines) == 2)
+            other = vmherd.store.get(VirtualMachine, "default/other")
+            vmherd.store.must_commit(vmherd.store.batch().delete(other))
+            command.wait(lambda lines: len(lines) == 3)
+            assert command.process.poll() is None
+            gone = vmherd.store.get(VirtualMachine, "default/linux-vm")
+            vmherd.store.must_commit(vmherd.store.batch().delete(gone))
+            vmherd.running_vm()  # another one of its name
+            assert command.ended() == 0
+        assert command.lines == [
+            'virtualmachine "linux-vm" deleted',
+            'virtualmachine "other" deleted',
+            'virtualmachine "other" is gone',
+            'virtualmachine "linux-vm" is gone',
+        ]
+        assert command.errors == []
+
+    def test_a_vm_that_does_not_stop_in_time(self, vmherd: Vmherd) -> None:
+        vmherd.running_vm()
+        done = vmherd.run("delete", "vm", "linux-vm", "--timeout", "0.1s")
+        assert (done.returncode, done.stdout) == (1, 'virtualmachine "linux-vm" deleted\n')
+        told = "vmherd: VirtualMachine 'linux-vm' is Terminating after 0.1s; goes on all the same\n"
+        assert done.stderr == told
+        with Running(vmherd, "delete", "vm", "linux-vm") as command:
+            command.wait(lambda lines: lines)
+            assert command.interrupt() == 130
+        assert command.errors == ["vmherd: no longer waiting; the deletion goes on"]

@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import Coroutine
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import pytest
 
 from orchestrator.api.access import Access
@@ -31,10 +33,15 @@ from orchestrator.resources import (
 )
 from orchestrator.services.context import Context
 from orchestrator.services.tokens import create_token, revoke_token
+from orchestrator.settings import Settings
 from orchestrator.store import Store
+from orchestrator.store.connection import connect
 from tests.builders import a_node, a_vm, an_operation
 from tests.declared_keys import check_keys
 from tests.fakes import Outbox
+from tests.processes import Processes
+from tests.redis_server import free_port
+from tests.waiting import wait_until
 
 T = TypeVar("T")
 HIDDEN = (AccessToken, NodeInventory, Namespace, NodeDrain, NodeFencing, Maintenance)
@@ -184,3 +191,44 @@ def test_the_indexes_follow_the_copy_and_pages_are_woken(store: Store) -> None:
             await mirror.stop()
 
     run(follow())
+
+
+@pytest.mark.parametrize("console", [True, False])
+def test_an_api_without_the_console_serves_nothing_of_it(redis_url: str, tmp_path: Path, console: bool) -> None:
+    """As a process of its own: what is served is decided where that begins."""
+    port = free_port()
+    store = Store(connect(redis_url), Settings())
+    _, token = create_token(Context(store, Outbox()), "root", Role.ADMIN)
+    store.must_commit(store.batch().create(a_node("n1")))
+    store.close()
+    words = ("-m", "orchestrator.cli", "api", "--plain-http", "--port", str(port))
+    given = {"VMHERD_CONSOLE": str(console).lower(), "VMHERD_TLS_DIR": str(tmp_path / "tls")}
+    bearer = {"authorization": f"Bearer {token}"}
+    with (
+        Processes(redis_url, tmp_path, **given) as processes,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as http,
+    ):
+        processes.start("api", *words)
+        wait_until(lambda: answers(http), 120, processes.logs)
+        nodes = http.get("/api/v1/nodes", headers=bearer)
+        assert [node["metadata"]["name"] for node in nodes.json()["items"]] == ["n1"]
+        for path in ("/console", "/console/", "/console/login", "/console/_nicegui_ws/socket.io/"):
+            mine, nobodys = http.get(path, headers=bearer), http.get(path)
+            if console:
+                assert mine.status_code != 404, path
+                continue
+            assert (mine.status_code, mine.json()["reason"]) == (404, "NotFound"), path
+            assert (nobodys.status_code, nobodys.json()["reason"]) == (401, "Unauthorized"), path
+        upgrade = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+        asked = http.get(
+            "/console/_nicegui_ws/socket.io/?EIO=4&transport=websocket",
+            headers={**bearer, **upgrade, "sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA=="},
+        )
+        assert (asked.status_code == 404) is not console
+
+
+def answers(http: httpx.Client) -> bool:
+    try:
+        return http.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False

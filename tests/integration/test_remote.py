@@ -40,14 +40,14 @@ from orchestrator.resources import (
     VirtualMachineOperation,
     VmPhase,
 )
-from orchestrator.resources.maintenance import NodeMaintenance, NodeStage
+from orchestrator.resources.maintenance import MaintenancePhase, NodeMaintenance, NodeStage
 from orchestrator.services.context import Context
 from orchestrator.services.recovery import check_identity
 from orchestrator.services.tokens import create_token
 from orchestrator.settings import settings
 from tests.builders import a_node, a_vm, granted_operation
 from tests.fakes import Outbox
-from tests.integration.command import EVICT, VMOP, Running, Vmherd, vm_manifest
+from tests.integration.command import EVICT, VMOP, OnScreen, Running, Vmherd, on_a_terminal, vm_manifest
 from tests.processes import Processes
 from tests.redis_server import RedisServer, free_port
 from tests.requirements import need_kubectl
@@ -172,7 +172,7 @@ class TestKubectl:
     def written(self, site: Site, folder: Path, token: str, **environment: str) -> Path:
         path = folder / "kubeconfig"
         given = {"VMHERD_TLS_DIR": str(site.folder / "tls"), "VMHERD_TOKEN": token, **environment}
-        said = site.local.ok("kubeconfig", "--server", site.url, "--output", str(path), **given)
+        said = site.local.ok("kubeconfig", "--server", site.url, "--to-file", str(path), **given)
         assert said == f"{path} written\n"
         assert path.stat().st_mode & 0o777 == 0o600
         return path
@@ -416,6 +416,50 @@ class TestUpkeep:
         assert (node.exit_code, node.output) == (3, "h1/1")
         assert root.ok("maintenance", "stop", "october") == "maintenance/october stopping\n"
 
+    def test_what_takes_its_time_shows_on_a_terminal_that_it_goes_on(self, root: Remote) -> None:
+        assert "plans what to move" in on_a_terminal(root, "rebalance", "--dry-run", COLUMNS="120")
+        assert "plans where each VM would go" in on_a_terminal(root, "drain", "h1", "--dry-run", COLUMNS="120")
+        assert "plans" not in root.ok("drain", "h1", "--dry-run")
+        with OnScreen(root, "maintain", "h1", "--hook", "true", "--name", "november", COLUMNS="120") as screen:
+            screen.read_until("nodes done")
+            screen.read_until("0/1")
+            root.ok("cordon", "h1")
+            stored = root.store.get(Maintenance, "november")
+            drained = stored.with_node("h1", NodeMaintenance(stage=NodeStage.DRAINED))
+            root.store.must_commit(root.store.batch().put(stored, drained))
+            screen.read_until("h1: hook ended with code 0")
+            stored = root.store.get(Maintenance, "november")
+            done = stored.with_node("h1", NodeMaintenance(stage=NodeStage.DONE))
+            root.store.must_commit(root.store.batch().put(stored, done.with_status(phase=MaintenancePhase.COMPLETED)))
+            screen.read_until("1/1")
+            screen.read_until("maintenance/november: Completed")
+            assert screen.ended() == 0
+
+    def test_top_is_the_same_by_both_ways(self, root: Remote) -> None:
+        root.store.must_commit(root.store.batch().create(granted_operation("move", "linux-vm")))
+        for words in (("top",), ("top", "--once"), ("top", "-o", "json"), ("top", "-o", "yaml")):
+            mine = root.ok(*words)
+            assert mine == root.site.local.ok(*words), words
+            assert "linux-vm" in mine
+        viewer = Remote(root.site, root.site.token("viewer", Role.VIEWER))
+        assert viewer.ok("top") == root.ok("top")
+        narrow = Remote(root.site, root.site.token("narrow", Role.VIEWER, ["default"]))
+        assert 'User "narrow" cannot create resource "nodes/overview"' in narrow.refused("top")
+
+    def test_top_on_a_terminal_outlives_the_servers_restart(self, root: Remote) -> None:
+        api = root.site.processes.all["api"]
+        with OnScreen(root, "top", LINES="24") as screen:
+            screen.read_until("2/2 nodes Ready")
+            api.hold()
+            api.kill()
+            assert "2/2 nodes Ready" in screen.read_until("this is how it was").rpartition("vmherd ")[2]
+            root.store.must_commit(root.store.batch().create(a_node("h3")))
+            api.release()
+            screen.read_until("3/3 nodes Ready")
+            screen.interrupt()
+            screen.read_until("\x1b[?1049l")
+            assert screen.ended() == 0
+
     def test_rebalances_and_says_what_a_loss_would_come_to(self, root: Remote) -> None:
         assert root.ok("rebalance", "--dry-run").startswith("nothing to move: ")
         assert root.ok("rebalance", "--off", "--set", "hold=2") == "rebalancepolicy/cluster configured\n"
@@ -470,7 +514,7 @@ class TestTokens:
     def test_into_a_file(self, site: Site, tmp_path: Path) -> None:
         path = tmp_path / "token"
         assert (
-            site.local.ok("token", "create", "filed", "--role", "admin", "--output", str(path))
+            site.local.ok("token", "create", "filed", "--role", "admin", "--to-file", str(path))
             == "token/filed created\n"
         )
         assert path.stat().st_mode & 0o777 == 0o600

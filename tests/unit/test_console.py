@@ -7,7 +7,6 @@ from datetime import timedelta
 import pytest
 from starlette.datastructures import Headers
 
-from orchestrator.cli.overview import NodeLoad
 from orchestrator.console.charts import Mark, Sample, dirty_rates, migration_charts, sample_of, timeline
 from orchestrator.console.guard import is_own_origin
 from orchestrator.console.herd_view import HerdNow, drained_share, marks, node_map, node_row, preview
@@ -40,6 +39,7 @@ from orchestrator.resources import (
 from orchestrator.resources.drain import DrainPhase, DrainStatus, VmDrain, VmState
 from orchestrator.resources.fencing import Evidence, FenceLevel, FencePhase, NodeFencingStatus
 from orchestrator.resources.vm import Change
+from orchestrator.services.overview import NodeLoad
 from tests.builders import NOW, a_node, a_vm, an_operation
 
 FIGURES = "TimeElapsed={0:.1f}s DataProcessed={1:.1f}MiB DataRemaining={2:.1f}MiB DataTotal=1024.0MiB Iteration=2 "

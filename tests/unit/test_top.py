@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cli import completion
-from orchestrator.cli.overview import NodeLoad, OperationLine, Overview
 from orchestrator.cli.top import bar, drawn, plain
 from orchestrator.errors import StoreUnavailable
+from orchestrator.services.overview import NodeLoad, OperationLine, Overview
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 
@@ -75,6 +75,16 @@ def test_what_hosts_wrote_can_not_draw_on_the_terminal() -> None:
     screen = "\n".join(on_screen(evil))
     assert "\x1b[2J" not in screen
     assert "[red]x[/red]" in screen, "it is no markup of ours"
+
+
+def test_a_herd_that_is_away_is_told_above_what_was_seen_last() -> None:
+    console = Console(file=StringIO(), width=140, force_terminal=True, color_system=None)
+    with console.capture() as shown:
+        console.print(drawn(seen(), NOW, lines=30, trouble="no API at \x1b[2Jhere"))
+    lines = shown.get().splitlines()
+    assert lines[1].startswith("no API at ")
+    assert "\x1b[2J" not in lines[1]
+    assert any(line.startswith("n0 ") for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -263,6 +263,15 @@ PROGRESS_CELL: Final = (
     ':aria-valuenow="props.row.progress"><i :style="{width: props.row.progress + \'%\'}"></i></div>'
     "<span>{{ props.row.progress }} %</span></template>"
 )
+OPERATION_COLUMNS: Final = (
+    Column("Operation", "type"),
+    Column("Phase", "phase", PHASE_CELL),
+    Column("Progress", "progress", PROGRESS_CELL),
+    Column("Nodes", "way"),
+    Column("Age", "created", AGE_CELL),
+    Column("Message", "message"),
+)
+"""Of the rows that `rows.operation_row` makes."""
 
 
 def table(columns: Sequence[Column], label: str, empty: str) -> ui.table:

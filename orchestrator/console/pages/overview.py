@@ -13,10 +13,8 @@ from orchestrator.console.charts import timeline
 from orchestrator.console.guard import PREFIX
 from orchestrator.console.herd_view import failover_risks, known_risk, mark_rows, node_map
 from orchestrator.console.pages.frame import (
-    AGE_CELL,
     AT_CELL,
-    PHASE_CELL,
-    PROGRESS_CELL,
+    OPERATION_COLUMNS,
     Column,
     Console,
     facts_list,
@@ -42,12 +40,7 @@ _OPERATIONS: Final = (
         "<a :href=\"'/console/projects/' + props.row.namespace + '/virtualization/virtual-machines/' + props.row.vm\">"
         "{{ props.row.vm }}</a>",
     ),
-    Column("Operation", "type"),
-    Column("Phase", "phase", PHASE_CELL),
-    Column("Progress", "progress", PROGRESS_CELL),
-    Column("Nodes", "way"),
-    Column("Age", "created", AGE_CELL),
-    Column("Why", "message"),
+    *OPERATION_COLUMNS,
 )
 _MARKS: Final = (
     Column("Time", "at", AT_CELL),

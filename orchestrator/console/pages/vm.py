@@ -9,10 +9,8 @@ from starlette.responses import HTMLResponse, Response
 from orchestrator.console.actions import may_operate
 from orchestrator.console.charts import migration_charts
 from orchestrator.console.pages.frame import (
-    AGE_CELL,
     AT_CELL,
-    PHASE_CELL,
-    PROGRESS_CELL,
+    OPERATION_COLUMNS,
     Column,
     Console,
     attempt,
@@ -43,14 +41,6 @@ from orchestrator.resources import Event, OperationType, Resource, VirtualMachin
 _ABORT: Final = (
     '<q-btn v-if="props.row.abort" outline dense no-caps label="Abort" :aria-label="\'Abort \' + props.row.name" '
     "@click=\"$parent.$emit('abort', {name: props.row.name})\"/>"
-)
-_OPERATIONS: Final = (
-    Column("Operation", "type"),
-    Column("Phase", "phase", PHASE_CELL),
-    Column("Progress", "progress", PROGRESS_CELL),
-    Column("Nodes", "way"),
-    Column("Age", "created", AGE_CELL),
-    Column("Message", "message"),
 )
 _EVENTS: Final = (
     Column("Time", "at", AT_CELL),
@@ -94,7 +84,7 @@ class _Page:
             self._changes = ui.html(sanitize=False)
         with ui.element("div").classes("box"):
             heading("Operations")
-            columns = (*_OPERATIONS, Column("", "abort", _ABORT)) if may else _OPERATIONS
+            columns = (*OPERATION_COLUMNS, Column("", "abort", _ABORT)) if may else OPERATION_COLUMNS
             self._operations = table(columns, "Operations", "Nothing was done to it in the last day")
         with ui.element("div").classes("box") as self._migration:
             self._migration_title = heading("Migration")

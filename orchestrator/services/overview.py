@@ -1,4 +1,4 @@
-"""What `vmherd top` shows, taken from the herd's copy in memory: nodes with their reservations, slots, operations.
+"""The herd at a glance, taken from its copy in memory: nodes with their reservations, slots, operations.
 
 The figures are those by which grants are decided: reservations count VMs that are on their way, and domains that are
 not ours.
