@@ -646,8 +646,10 @@ class TestAPerson:
         assert evidence is not None
         assert (evidence.level, evidence.text) == (FenceLevel.PERSON, "alice confirmed that it is off")
         assert is_started(stage, "a")
-        with pytest.raises(NotFound):
+        with pytest.raises(Refused, match="fenced already: alice confirmed"):
             confirm(herd.ctx, "n1", "bob")
+        with pytest.raises(NotFound):
+            confirm(herd.ctx, "n9", "bob")
 
     def test_not_about_a_node_that_lives(self, stage: Stage, herd: FencingStage) -> None:
         with pytest.raises(Refused, match="it lives"):

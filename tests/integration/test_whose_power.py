@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from orchestrator.errors import Refused
 from orchestrator.fencing.agents import Answer, Power
 from orchestrator.lease import Lease
 from orchestrator.resources import NodeFencing
@@ -154,6 +155,44 @@ def test_one_that_is_known_to_be_off_holds_nobody_up(herd: FencingStage, by: str
     read_power(herd.ctx, herd.tools, "n1")
     herd.lose("n1")
     assert attempt(herd, "n1").status.phase.has_evidence
+
+
+@pytest.mark.parametrize("is_confirmed", [True, False])
+def test_one_that_was_fenced_and_is_not_back_holds_others_up_until_a_person_says_it_is_off(
+    herd: FencingStage, is_confirmed: bool
+) -> None:
+    herd.holding = True
+    herd.configure("n1", bmc=a_bmc("n1"))
+    herd.lose("n3")
+    for _ in range(40):
+        herd.scan()
+        herd.settle()
+    evidence = herd.fencing("n3").status.evidence
+    assert evidence is not None
+    assert evidence.level is FenceLevel.DEADLINE
+    herd.holding = False
+    if is_confirmed:
+        confirm(herd.ctx, "n3", "alice")
+        assert "has passed" in herd.fencing("n3").status.message
+        assert "alice confirmed" in herd.fencing("n3").status.message
+        with pytest.raises(Refused, match="fenced already"):
+            confirm(herd.ctx, "n3", "bob")
+    read_power(herd.ctx, herd.tools, "n1")
+    herd.lose("n1")
+    status = attempt(herd, "n1").status
+    assert status.phase.has_evidence == is_confirmed
+    assert (status.reason == "OthersLost") != is_confirmed
+
+
+def test_one_that_booted_since_it_was_fenced_is_not_confirmed(herd: FencingStage) -> None:
+    herd.holding = True
+    herd.lose("n3")
+    for _ in range(40):
+        herd.scan()
+    assert herd.fencing("n3").status.phase.has_evidence
+    herd.renew("n3", boot_id="b-next", generation="g-next")
+    with pytest.raises(Refused, match="it has booted since it was fenced"):
+        confirm(herd.ctx, "n3", "alice")
 
 
 @pytest.mark.parametrize("cables", [("n1", "n2", "n3"), ("n2", "n3", "n1")])
