@@ -25,7 +25,7 @@ check: setup-python lint ## formatting, ruff, mypy, import layers, unit tests
 	$(PYTEST) -q tests/unit
 
 .PHONY: fast
-fast: setup-python ## the tests that need no root: unit, contract (on a Redis of their own), scenarios
+fast: setup-python ## what is quick and needs no root: unit, contract (on a Redis of their own), scenarios
 	@$(BIN)/python -m tests --fast $(TEST_ARGS)
 
 .PHONY: bench

@@ -1,7 +1,7 @@
 """Runs tests in shares, two at a time: each share is a pytest of its own, and the next one begins when one has ended.
 
     python -m tests [pytest's own arguments]         everything
-    python -m tests --fast [...]                     what needs no root: unit, model, contract, scenarios
+    python -m tests --fast [...]                     what is quick and needs no root: unit, contract, scenarios
     python -m tests tests/lab/test_faults.py [...]   tests that are named are one share
 
 One runs labs, a file at a time: they often wait. The other runs what keeps a CPU busy. Who has nothing left to do takes
@@ -24,7 +24,7 @@ NO_TESTS = 5
 """pytest's exit code where its arguments choose none of a share's tests."""
 INTERRUPTED = 130
 _TESTS = Path("tests")
-_NEED_NO_ROOT = ("unit", "model", "contract", "scenarios")
+_NEED_NO_ROOT = ("unit", "contract", "scenarios")
 _TOGETHER = (
     ("migration", "adoption", "policies", "ways_in", "rebalancing"),
     ("maintenance", "kubectl", "console"),
