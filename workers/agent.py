@@ -1,6 +1,7 @@
 """The agent: registers its node, reports its domains, answers the control plane's questions.
 
-Three threads: the inventory, the wait for orders, and a few that answer them, so that one slow answer holds up nothing.
+Threads: the inventory, the wait for orders, a few that answer them, so that one slow answer holds up nothing, and one
+that shows what is in use of the host.
 The node's lease is not its affair (`heartbeat`): it may be restarted at any time.
 """
 
@@ -22,7 +23,7 @@ from orchestrator.settings import Settings, settings
 from orchestrator.store.node_store import NodeStore
 from workers import adoption, clock, holder
 from workers.hypervisor.drivers import boot_id, look_by_libvirt, looker, migration_uri, open_hypervisor
-from workers.hypervisor.port import Domain, Hypervisor
+from workers.hypervisor.port import Domain, HostUse, Hypervisor
 from workers.inventory import Inventory
 from workers.orders import guests_of, perform
 from workers.preflight import HostStorage, Needs, SharedStorage, Storage, check, describe
@@ -31,6 +32,8 @@ from workers.reporting import report_surely
 log = logs.logger(__name__)
 
 _ANSWERS_AT_A_TIME = 4
+_FIRST_USE_S = 1.0
+_USE_EVERY_S = 10.0
 _LOOK_EVERY_S = 2.0
 """A wake-up that was lost is made up for by then."""
 
@@ -85,7 +88,8 @@ class Agent:
         """Run until `stop` is set."""
         self._hypervisor.watch(self._inventory.note)
         threads = [
-            clock.begin(name, run) for name, run in (("inventory", self._inventory.run), ("orders", self._listen))
+            clock.begin(name, run)
+            for name, run in (("inventory", self._inventory.run), ("orders", self._listen), ("use", self._show_use))
         ]
         clock.wait(self.stop)
         for thread in threads:
@@ -106,6 +110,17 @@ class Agent:
                 except StoreUnavailable as error:
                     log.warning("orders: no Redis", error=str(error))
                     clock.wait(self.stop, 0.5)
+
+    def _show_use(self) -> None:
+        before: HostUse | None = None
+        while not clock.wait(self.stop, _FIRST_USE_S if before is None else _USE_EVERY_S):
+            try:
+                now = self._hypervisor.use()
+                if before is not None:
+                    self._store.show_use(_busy_share(before, now), now.memory_mib)
+                before = now
+            except (HypervisorError, StoreUnavailable) as error:
+                log.debug("what is in use is not shown", error=str(error))  # others say aloud that one is away
 
     def _take(self, order_id: str) -> bool:
         """Whether to answer an order now: one that was just taken is, while the control plane has not read that yet."""
@@ -174,6 +189,11 @@ class Agent:
             log.warning("no answer yet", order=order.id, error=str(error))
             return
         report_surely(self._store, kind, body, self.stop)
+
+
+def _busy_share(before: HostUse, now: HostUse) -> float:
+    busy, idle = now.busy_s - before.busy_s, now.idle_s - before.idle_s
+    return min(1.0, max(0.0, busy / (busy + idle))) if busy + idle > 0 else 0.0
 
 
 def _storage(config: Settings) -> Storage:

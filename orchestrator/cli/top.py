@@ -109,14 +109,16 @@ def plain(seen: Overview) -> list[str]:
             str(node.vms),
             f"{node.cpu_share:.0%}",
             _cores(node),
+            _used(node.use.cpu if node.use else None),
             f"{node.memory_share:.0%}",
             _memories(node),
+            _used(node.memory_used),
             str(node.outbound),
             str(node.inbound),
         )
         for node in seen.nodes
     ]
-    titles = ("NODE", "STATUS", "VMS", "CPU", "CORES", "MEMORY", "AMOUNT", "OUT", "IN")
+    titles = ("NODE", "STATUS", "VMS", "CPU", "CORES", "CPU-USE", "MEMORY", "AMOUNT", "MEMORY-USE", "OUT", "IN")
     lines = [headline(seen), "", *_table(titles, node_rows)]
     rows = [
         (one.virtual_machine, one.type, one.phase, f"{one.progress}%", _way(one), clean(one.message) or "-")
@@ -184,8 +186,8 @@ def _nodes(nodes: Sequence[NodeLoad], *, is_wide: bool) -> "Table":
     from rich.text import Text  # noqa: PLC0415
 
     width = _BAR_WIDTH if is_wide else _NARROW_BAR_WIDTH
-    amounts = ("CORES", "AMOUNT") if is_wide else ()
-    table = _grid("NODE", "STATUS", "VMS", "CPU", *amounts[:1], "MEMORY", *amounts[1:], "OUT", "IN")
+    cpu, mem = (("CORES", "IN USE"), ("AMOUNT", "IN USE")) if is_wide else ((), ())
+    table = _grid("NODE", "STATUS", "VMS", "CPU", *cpu, "MEMORY", *mem, "OUT", "IN")
     for node in nodes:
         table.add_row(
             node.name,
@@ -194,9 +196,9 @@ def _nodes(nodes: Sequence[NodeLoad], *, is_wide: bool) -> "Table":
             ),
             str(node.vms),
             bar(node.cpu_share, width=width),
-            *((_cores(node),) if is_wide else ()),
+            *((_cores(node), _used(node.use.cpu if node.use else None)) if is_wide else ()),
             bar(node.memory_share, width=width),
-            *((_memories(node),) if is_wide else ()),
+            *((_memories(node), _used(node.memory_used)) if is_wide else ()),
             str(node.outbound),
             str(node.inbound),
         )
@@ -248,6 +250,10 @@ def _cores(node: NodeLoad) -> str:
 
 def _memories(node: NodeLoad) -> str:
     return f"{memory(node.memory_reserved_mib)}/{memory(node.memory_mib)}"
+
+
+def _used(share: float | None) -> str:
+    return f"{share:.0%}" if share is not None else "-"
 
 
 def _way(one: OperationLine) -> str:

@@ -27,6 +27,7 @@ from orchestrator.resources import (
 from orchestrator.resources.drain import DrainPhase, VmState
 from orchestrator.resources.fencing import FencePhase
 from orchestrator.services.overview import NodeLoad, node_load
+from orchestrator.services.use import Use
 from orchestrator.store import keys
 
 LINE: Final = 0.8
@@ -102,7 +103,14 @@ class HerdWatch:
 
 
 def list_nodes(
-    live: Live, herd: HerdNow, *, search: str = "", only: str = "", page: int = 0, may: bool = False
+    live: Live,
+    herd: HerdNow,
+    *,
+    search: str = "",
+    only: str = "",
+    page: int = 0,
+    may: bool = False,
+    uses: Mapping[str, Use] | None = None,
 ) -> Shown:
     """Choose from the nodes, by name, and give one page.
 
@@ -113,6 +121,7 @@ def list_nodes(
         only: A status (`Ready`, `NotReady`, `Cordoned`), or empty.
         page: From 0.
         may: Whether the viewer may empty them.
+        uses: Of hosts, by name.
     """
     rows = []
     counts: Counter[str] = Counter()
@@ -133,6 +142,7 @@ def list_nodes(
                 _of(live, NodeDrain, node.name),
                 _of(live, NodeFencing, node.name),
                 may=may,
+                use=(uses or {}).get(node.name),
             )
             for node in chosen
         ),
@@ -154,7 +164,13 @@ def _statuses(node: Node) -> list[str]:
 
 
 def node_row(
-    node: Node, load: NodeLoad | None, drain: NodeDrain | None, fencing: NodeFencing | None, *, may: bool
+    node: Node,
+    load: NodeLoad | None,
+    drain: NodeDrain | None,
+    fencing: NodeFencing | None,
+    *,
+    may: bool,
+    use: Use | None = None,
 ) -> dict[str, Any]:
     """Give a node as a row."""
     status = load.status if load is not None else "NotReady"
@@ -167,8 +183,8 @@ def node_row(
         "status": "Witness" if node.spec.witness else status,
         "shade": shade(status),
         "vms": load.vms if load is not None else 0,
-        "cpu": _bar(load.cpu_share if load else 0, _cores(load)),
-        "memory": _bar(load.memory_share if load else 0, _memories(load)),
+        "cpu": _bar(load.cpu_share if load else 0, _cores(load), use.cpu if use else None),
+        "memory": _bar(load.memory_share if load else 0, _memories(load), _memory_used(node, use)),
         "moves": f"{load.outbound} out, {load.inbound} in" if load is not None else NOWHERE,
         "drain": drain_text(drain) if drain is not None and (is_draining or node.spec.unschedulable) else "",
         "drained": drained_share(drain) if is_draining and drain is not None else None,
@@ -180,8 +196,20 @@ def node_row(
     }
 
 
-def _bar(share: float, text: str) -> dict[str, Any]:
-    return {"share": round(share, 4), "percent": f"{share:.0%}", "text": text, "over": share > LINE}
+def _bar(share: float, text: str, used: float | None) -> dict[str, Any]:
+    return {
+        "share": round(share, 4),
+        "percent": f"{share:.0%}",
+        "text": text,
+        "over": share > LINE,
+        "used": round(used, 4) if used is not None else None,
+        "inUse": f"{used:.0%} in use" if used is not None else "",
+    }
+
+
+def _memory_used(node: Node, use: Use | None) -> float | None:
+    whole = node.status.capacity.memory_mib
+    return use.memory_mib / whole if use is not None and whole else None
 
 
 def _cores(load: NodeLoad | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator.resources import Node, VirtualMachine, VirtualMachineOperation
 from orchestrator.services.herd import Herd, node_capacity
+from orchestrator.services.use import Use, read_uses
 from orchestrator.store import Store, keys
 
 
@@ -24,6 +25,8 @@ class NodeLoad:
         memory_mib: That VMs may take.
         outbound: Migrations that leave it.
         inbound: Migrations that reach it.
+        use: Of its host; None: it has not told.
+        host_memory_mib: All that its host has.
     """
 
     name: str
@@ -35,6 +38,13 @@ class NodeLoad:
     memory_reserved_mib: int
     outbound: int
     inbound: int
+    use: Use | None = None
+    host_memory_mib: int = 0
+
+    @property
+    def memory_used(self) -> float | None:
+        """The share of its host's memory that is in use; None: it has not told."""
+        return _share(self.use.memory_mib, self.host_memory_mib) if self.use is not None else None
 
     @property
     def cpu_share(self) -> float:
@@ -86,12 +96,16 @@ class Overview:
 
 
 def overview(herd: Herd) -> Overview:
-    """Look at the copy now."""
+    """Look at the copy now, and at what is in use."""
     follower = herd.follower
+    uses = read_uses(herd.store, [node.name for node in follower.all(Node)])
     with follower.lock:
         vms = follower.all(VirtualMachine)
         on_node = Counter(vm.status.node_name for vm in vms if vm.status.phase.occupies_node)
-        nodes = [node_load(herd.store, follower.index, node, on_node[node.name]) for node in follower.all(Node)]
+        nodes = [
+            node_load(herd.store, follower.index, node, on_node[node.name], uses.get(node.name))
+            for node in follower.all(Node)
+        ]
         active = sorted(herd.active_operations(), key=lambda o: (o.status.grant is None, o.priority, o.created_version))
         return Overview(
             nodes=tuple(sorted(nodes, key=lambda node: (-node.cpu_share, -node.memory_share, node.name))),
@@ -102,14 +116,17 @@ def overview(herd: Herd) -> Overview:
         )
 
 
-def node_load(store: Store, index: Mapping[str, Mapping[str, str | None]], node: Node, vms: int) -> NodeLoad:
-    """Say what is reserved of a node.
+def node_load(
+    store: Store, index: Mapping[str, Mapping[str, str | None]], node: Node, vms: int, use: Use | None = None
+) -> NodeLoad:
+    """Say what is reserved of a node, and in use.
 
     Args:
         store: For its settings.
         index: A follower's; held still by the caller.
         node: Which.
         vms: How many take room of it.
+        use: Of its host.
     """
     claims = [(value or "0 0").split() for value in index.get(keys.claims(node.name), {}).values()]
     memory_mib, millicores = node_capacity(store, node)
@@ -123,6 +140,8 @@ def node_load(store: Store, index: Mapping[str, Mapping[str, str | None]], node:
         memory_reserved_mib=sum(int(claim[0]) for claim in claims),
         outbound=len(index.get(keys.slots_outbound(node.name), {})),
         inbound=len(index.get(keys.slots_inbound(node.name), {})),
+        use=use,
+        host_memory_mib=node.status.capacity.memory_mib,
     )
 
 

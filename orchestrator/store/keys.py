@@ -50,6 +50,7 @@ are removed by the commit that ends it:
 | `disarm:<node>` | string | control, readable by the node | none: why its watchdog is to be disarmed |
 | `node:{<n>}:lease` | string | node | 7 days, far beyond any decision made on it |
 | `node:{<n>}:agent` | string | node | 7 days: its agent's last sign of life |
+| `node:{<n>}:use` | string | node | 1 min: what is in use of its host, for people to look at |
 | `node:{<n>}:counter`, `node:{<n>}:reports` | string, stream | node | none; the stream is trimmed by intake,
   and bounded at 10,000 |
 | `node:{<n>}:claim:<epoch>` | string | node | 1 day: this grant was taken by a worker |
@@ -96,6 +97,7 @@ ANSWERS_TTL_MS = 600_000
 BMC_ON_TTL_MS = 600_000
 """For so long a reading of a BMC shows that it is the node's own (TAKEOVER.md, evidence 1)."""
 FENCING_TTL_MS = 150_000
+USE_KEPT_MS = 60_000
 LEASE_KEPT_MS = 7 * 86_400_000
 CLAIM_TTL_MS = 86_400_000
 REPORTS_MAX = 10_000
@@ -195,6 +197,11 @@ def lease(node: str) -> str:
 def agent(node: str) -> str:
     """The last sign of life of the node's agent."""
     return node_prefix(node) + "agent"
+
+
+def use(node: str) -> str:
+    """What is in use of a node's host."""
+    return f"{node_prefix(node)}use"
 
 
 def counter(node: str) -> str:

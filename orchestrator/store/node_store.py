@@ -84,6 +84,12 @@ class NodeStore:
         with redis_errors(self.redis):
             self.redis.set(keys.agent(self.node), sign, px=keys.LEASE_KEPT_MS)
 
+    def show_use(self, cpu: float, memory_mib: int) -> None:
+        """Show what is in use of the host, for a minute (`services.use`)."""
+        text = json.dumps({"cpu": round(cpu, 4), "memory_mib": memory_mib})
+        with redis_errors(self.redis):
+            self.redis.set(keys.use(self.node), text, px=keys.USE_KEPT_MS)
+
     def counter(self) -> int:
         """Read the number of the node's last report."""
         with redis_errors(self.redis):

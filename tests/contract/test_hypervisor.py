@@ -55,6 +55,14 @@ def test_hosts_tell_who_they_are(pair: HostPair) -> None:
         assert host.libvirt_version
 
 
+def test_hosts_tell_what_is_in_use(pair: HostPair, machine: Machine) -> None:
+    before = pair.source.use()
+    pair.source.start(pair.blank_xml(machine.name, machine.uuid), MARKER)
+    wait_until(lambda: pair.source.use().busy_s > before.busy_s, 10, "its CPUs have done something")
+    wait_until(lambda: pair.source.use().idle_s > before.idle_s, 10, "and nothing")
+    assert 0 < pair.source.use().memory_mib <= pair.source.host().memory_mib
+
+
 def test_a_started_machine_is_read_back(pair: HostPair, machine: Machine) -> None:
     started = pair.source.start(pair.blank_xml(machine.name, machine.uuid), MARKER)
     assert started == pair.source.domain(machine.uuid)

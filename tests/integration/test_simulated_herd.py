@@ -1,5 +1,6 @@
 """`vmherd up --simulated`: a whole herd of real processes, looked at, hurt, and taken down without a trace."""
 
+import json
 import os
 import signal
 import subprocess
@@ -149,6 +150,18 @@ def test_a_vm_is_evicted(herd: Herd) -> None:
     assert herd.node_of("vm-1") != before
     status = herd.ok("sim", "status")
     assert sum(int(line.split()[2]) for line in status.splitlines() if line.startswith("node-")) == VMS
+
+
+def test_what_is_in_use_of_each_host_is_shown(herd: Herd) -> None:
+    def nodes() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(herd.ok("top", "--once", "-o", "json"))["nodes"]
+        return found
+
+    wait_until(lambda: all(node["use"] is not None for node in nodes()), 60, lambda: str(nodes()), interval=2)
+    uses = [node["use"] for node in nodes()]
+    assert all(0 <= use["cpu"] < 1 for use in uses)
+    assert sum(use["cpu"] for use in uses) > 0
+    assert sum(use["memory_mib"] for use in uses) > 0
 
 
 def test_killed_workers_end_no_vm_and_come_back(herd: Herd) -> None:

@@ -40,6 +40,7 @@ from orchestrator.resources.drain import DrainPhase, DrainStatus, VmDrain, VmSta
 from orchestrator.resources.fencing import Evidence, FenceLevel, FencePhase, NodeFencingStatus
 from orchestrator.resources.vm import Change
 from orchestrator.services.overview import NodeLoad
+from orchestrator.services.use import Use
 from tests.builders import NOW, a_node, a_vm, an_operation
 
 FIGURES = "TimeElapsed={0:.1f}s DataProcessed={1:.1f}MiB DataRemaining={2:.1f}MiB DataTotal=1024.0MiB Iteration=2 "
@@ -198,6 +199,14 @@ def test_a_nodes_bar_turns_at_the_line_of_80_percent() -> None:
     over = node_row(a_node("n1"), load(cpu=0.81), None, None, may=True)["cpu"]
     assert (at["over"], at["percent"], at["text"]) == (False, "80%", "8/10")
     assert over["over"] is True
+
+
+def test_a_nodes_bars_show_what_is_in_use_as_far_as_its_host_has_told() -> None:
+    row = node_row(a_node("n1", memory_mib=8192), load(), None, None, may=True, use=Use(0.371, 2048))
+    assert (row["cpu"]["used"], row["cpu"]["inUse"]) == (0.371, "37% in use")
+    assert (row["memory"]["used"], row["memory"]["inUse"]) == (0.25, "25% in use")
+    silent = node_row(a_node("n1"), load(), None, None, may=True)
+    assert (silent["cpu"]["used"], silent["memory"]["inUse"]) == (None, "")
 
 
 def test_a_node_can_be_drained_or_uncordoned_as_it_stands() -> None:

@@ -11,6 +11,7 @@ from orchestrator.cli import completion
 from orchestrator.cli.top import bar, drawn, plain
 from orchestrator.errors import StoreUnavailable
 from orchestrator.services.overview import NodeLoad, OperationLine, Overview
+from orchestrator.services.use import Use
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 
@@ -26,6 +27,8 @@ def a_load(name: str = "n1", *, reserved: int = 4000) -> NodeLoad:
         memory_reserved_mib=4096,
         outbound=1,
         inbound=0,
+        use=Use(0.37, 24_576),
+        host_memory_mib=32_768,
     )
 
 
@@ -63,10 +66,13 @@ def on_screen(overview: Overview, *, lines: int = 30, width: int = 140) -> list[
 def test_plain_is_columns_that_awk_reads() -> None:
     lines = plain(seen())
     assert lines[0] == "2/2 nodes Ready · 6 VMs (1 Migrating, 5 Running) · 1/2 migrations · 0 waiting"
-    assert lines[2].split() == ["NODE", "STATUS", "VMS", "CPU", "CORES", "MEMORY", "AMOUNT", "OUT", "IN"]
-    assert lines[3].split() == ["n0", "Ready", "3", "50%", "4/8", "25%", "4Gi/16Gi", "1", "0"]
+    titles = "NODE STATUS VMS CPU CORES CPU-USE MEMORY AMOUNT MEMORY-USE OUT IN"
+    assert lines[2].split() == titles.split()
+    assert lines[3].split() == ["n0", "Ready", "3", "50%", "4/8", "37%", "25%", "4Gi/16Gi", "75%", "1", "0"]
     assert lines[-1].split() == ["vm-0", "Evict", "InProgress", "45%", "n1", "→", "n2", "-"]
     assert not any("\x1b" in line for line in lines)
+    silent = replace(seen(), nodes=(replace(a_load(), use=None),))
+    assert plain(silent)[3].split()[5::3] == ["-", "-"], "what a host did not tell is not nothing"
 
 
 def test_what_hosts_wrote_can_not_draw_on_the_terminal() -> None:

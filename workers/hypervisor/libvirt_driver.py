@@ -37,6 +37,7 @@ from workers.hypervisor.port import (
     DomainExists,
     DomainState,
     Host,
+    HostUse,
     Job,
     Marker,
     MigrationRequest,
@@ -88,6 +89,10 @@ class LibvirtHypervisor:
     def host(self) -> Host:
         """Read what the host is."""
         return self._read(partial(_read_host, domain_type=self._domain_type))
+
+    def use(self) -> HostUse:
+        """Read what is in use of the host."""
+        return self._read(_read_use)
 
     def domains(self) -> list[Domain]:
         """Read all domains, active and inactive, ordered by name."""
@@ -379,6 +384,14 @@ class LibvirtHypervisor:
 
     def _unavailable(self, error: Any) -> HypervisorUnavailable:
         return HypervisorUnavailable(f"libvirt at {self.uri} is gone: {message_of(error)}")
+
+
+def _read_use(connection: Any) -> HostUse:
+    cpu = connection.getCPUStats(libvirt.VIR_NODE_CPU_STATS_ALL_CPUS)
+    memory = connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)
+    unused_kib = sum(memory.get(kind, 0) for kind in ("free", "buffers", "cached"))
+    busy_ns, idle_ns = cpu["kernel"] + cpu["user"], cpu["idle"] + cpu["iowait"]
+    return HostUse(busy_ns / 1e9, idle_ns / 1e9, (memory["total"] - unused_kib) // 1024)
 
 
 def _read_host(connection: Any, domain_type: str = "") -> Host:

@@ -210,6 +210,21 @@ class Host:
     cpu: HostCpu = HostCpu()
 
 
+@dataclass(frozen=True, slots=True)
+class HostUse:
+    """What is in use of a host at one moment, by its guests and by itself.
+
+    Attributes:
+        busy_s: CPU time of all CPUs since the host was booted, spent on something, seconds; it only grows.
+        idle_s: Likewise, spent on nothing, or on waiting for disks.
+        memory_mib: Memory that is neither free nor the page cache's.
+    """
+
+    busy_s: float
+    idle_s: float
+    memory_mib: int
+
+
 class MigrationEnd(StrEnum):
     """How the migration call ended. None of these says where the guest runs: that is read from both hosts."""
 
@@ -305,6 +320,10 @@ class Hypervisor(Protocol):
 
     def host(self) -> Host:
         """Read what the host is."""
+        ...
+
+    def use(self) -> HostUse:
+        """Read what is in use of the host; a few milliseconds."""
         ...
 
     def domains(self) -> list[Domain]:

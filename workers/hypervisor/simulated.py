@@ -9,6 +9,7 @@ from workers.hypervisor.port import (
     Domain,
     DomainEvent,
     Host,
+    HostUse,
     Job,
     Marker,
     MigrationRequest,
@@ -61,6 +62,11 @@ class SimulatedHypervisor:
     def host(self) -> Host:
         """Read what the host is."""
         answer: Host = self._ask("host")
+        return answer
+
+    def use(self) -> HostUse:
+        """Read what is in use of the host."""
+        answer: HostUse = self._ask("use")
         return answer
 
     def domains(self) -> list[Domain]:

@@ -20,6 +20,7 @@ from workers.hypervisor.port import (
     DomainState,
     EventKind,
     Host,
+    HostUse,
     Job,
     Marker,
     StorageLocked,
@@ -35,6 +36,7 @@ T = TypeVar("T")
 
 CHANGE_DEADLINE_S: Final = 5.0
 """The libvirt driver's, for calls that wait for a QEMU that hangs; they take effect when it goes on."""
+_BUSY_SHARE: Final = 0.25
 _FIGURES_DEADLINE_S: Final = 4.0
 _DESTROY_FROZEN_S: Final = 12.0
 """SIGTERM, and SIGKILL after 10 s."""
@@ -66,6 +68,8 @@ class SimulatedHost:
         self.files = set(spec.files)
         self.fail_starts: dict[str, Failure] = {}
         self.subscriptions: list[Subscription] = []
+        self._use = HostUse(0.0, 0.0, 0)
+        self._use_at = timeline.now
 
     @property
     def uri(self) -> str:
@@ -86,6 +90,18 @@ class SimulatedHost:
             libvirt_version="9.0.0",
             cpu=host_cpu(self.spec.cpu_model),
         )
+
+    def use(self) -> HostUse:
+        """Read what is in use of it: a quarter of its running guests' CPUs, as few are busy all the time."""
+        running = [one for one in self.domains() if one.state is DomainState.RUNNING]
+        seconds, self._use_at = self.timeline.now - self._use_at, self.timeline.now
+        busy = min(self.spec.cpus, _BUSY_SHARE * sum(one.vcpus for one in running))
+        self._use = HostUse(
+            self._use.busy_s + seconds * busy,
+            self._use.idle_s + seconds * (self.spec.cpus - busy),
+            sum(one.memory_mib for one in running),
+        )
+        return self._use
 
     def boot_id(self) -> str:
         """Name its present boot."""

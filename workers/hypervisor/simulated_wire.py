@@ -28,6 +28,7 @@ from workers.hypervisor.port import (
     DomainEvent,
     DomainExists,
     Host,
+    HostUse,
     Job,
     Marker,
     MigrationRequest,
@@ -41,6 +42,7 @@ _text_list: Final = TypeAdapter(list[str])
 _truth: Final = TypeAdapter(bool)
 CALLS: Final[dict[str, tuple[TypeAdapter[Any], TypeAdapter[Any]]]] = {
     "host": (TypeAdapter(tuple[()]), TypeAdapter(Host)),
+    "use": (TypeAdapter(tuple[()]), TypeAdapter(HostUse)),
     "boot_id": (TypeAdapter(tuple[()]), TypeAdapter(str)),
     "domains": (TypeAdapter(tuple[()]), TypeAdapter(list[Domain])),
     "domain": (_uuid, TypeAdapter(Domain | None)),

@@ -39,7 +39,7 @@ OPEN_TIMEOUT_S: Final = 5.0
 """The libvirt driver's, for a connection to a daemon that hangs."""
 _PLAIN: Final = frozenset(
     {"host", "domains", "domain", "job", "completed_job", "addresses", "dirty_rate", "start", "destroy", "shutdown"}
-    | {"resume", "boot_id"}
+    | {"resume", "boot_id", "use"}
 )
 """Methods of the port that are methods of `SimulatedHost`."""
 

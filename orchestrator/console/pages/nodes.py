@@ -3,6 +3,7 @@
 "Cordon + Drain" shows its plan first: what goes where, how long that takes, and what does not fit.
 """
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,11 +29,14 @@ from orchestrator.console.pages.frame import (
 )
 from orchestrator.console.pages.vms import ANY, Pager
 from orchestrator.console.pages.windows import buttons, open_window, tell
-from orchestrator.errors import VmherdError
+from orchestrator.errors import StoreUnavailable, VmherdError
 from orchestrator.resources import Node, NodeDrain, NodeFencing, VirtualMachine
+from orchestrator.services.use import Use, read_uses
 
 SECTIONS: Final = [("Nodes", "/system/nodes"), ("Nodes of all groups", "/system/nodes/all")]
 _EVERY_S: Final = 1.0
+_USE_EVERY_S: Final = 10.0
+"""As often as agents tell."""
 
 
 def _bar(field: str, what: str) -> str:
@@ -41,8 +45,10 @@ def _bar(field: str, what: str) -> str:
         f'<div style="flex: 1"><div class="bar" :class="{{over: {one}.over}}" role="meter" '
         f':aria-label="props.row.name + \', {what}\'" :aria-valuenow="Math.round({one}.share * 100)" aria-valuemin="0" '
         f':aria-valuetext="{one}.percent + \' of {what}\'" title="The line is at 80 %">'
-        f"<i :style=\"{{width: Math.min(100, {one}.share * 100) + '%'}}\"></i><b></b></div>"
-        f'<span class="faint">{{{{ {one}.percent }}}} ({{{{ {one}.text }}}})</span></div>'
+        f"<i :style=\"{{width: Math.min(100, {one}.share * 100) + '%'}}\"></i>"
+        f'<u v-if="{one}.used !== null" :style="{{width: Math.min(100, {one}.used * 100) + \'%\'}}"></u><b></b></div>'
+        f'<span class="faint">{{{{ {one}.percent }}}} ({{{{ {one}.text }}}})</span>'
+        f'<div v-if="{one}.inUse" class="faint">{{{{ {one}.inUse }}}}</div></div>'
     )
 
 
@@ -63,7 +69,7 @@ _COLUMNS: Final = (
     ),
     Column("VMs", "vms"),
     Column("CPU reserved", "cpu", _bar("cpu", "CPU reserved")),
-    Column("Memory used", "memory", _bar("memory", "memory used")),
+    Column("Memory reserved", "memory", _bar("memory", "memory reserved")),
     Column("Migrations", "moves"),
     Column(
         "Fencing",
@@ -158,17 +164,38 @@ def _list(console: Console, request: Request, *, may: bool) -> None:
         heading("Taken out of the herd")
         lost = ui.html(sanitize=False)
 
+    uses: dict[str, Use] = {}
+    on_page: list[str] = []
+
     def draw() -> None:
         found = list_nodes(
-            console.live, console.herd.now(), search=wanted.search, only=wanted.only, page=wanted.page, may=may
+            console.live,
+            console.herd.now(),
+            search=wanted.search,
+            only=wanted.only,
+            page=wanted.page,
+            may=may,
+            uses=uses,
         )
+        on_page[:] = [row["name"] for row in found.rows]
         fill(shown, found.rows)
         pager.show(found)
         gone = lost_nodes(console.live)
         lost_box.set_visibility(bool(gone))
         show_html(lost, facts_list(gone))
 
+    async def look() -> None:
+        """Read what is in use of the nodes on this page: no document says it, so no change tells of it."""
+        try:
+            told = await asyncio.to_thread(read_uses, console.live.mirror.store, list(on_page))
+        except StoreUnavailable:
+            told = {}  # the page says by itself that Redis is away
+        uses.clear()
+        uses.update(told)
+        draw()
+
     redraw = keep_drawn(console, request, [Node, NodeDrain, NodeFencing, VirtualMachine], draw, _EVERY_S)
+    ui.timer(_USE_EVERY_S, look, immediate=True)
     if not may:
         return
     windows = _Windows(console, request, redraw)
