@@ -22,7 +22,8 @@ INACTIVE = SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE
 CONSOLE = f"<graphics type='vnc' port='-1' autoport='yes' listen='127.0.0.1' passwd='{SECRET}'/>"
 
 DIFFERS_LIVE = {
-    "/domain/@id",  # counted by each host
+    "/domain/@id",  # counted by each host, as are its tap devices
+    "/domain/devices/interface/target/@dev",
     "/domain/metadata",  # libvirt leaves the element that held the mark, with nothing in it
 }
 """Where the XML of the running domain may differ after it was taken over, migrated and given back."""
