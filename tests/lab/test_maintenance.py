@@ -56,7 +56,7 @@ def kubectl(module_herd: LabHerd, tmp_path_factory: pytest.TempPathFactory) -> I
     """Kubectl on an API server that reaches the lab's Redis from outside."""
     folder = tmp_path_factory.mktemp("api")
     with Processes(module_herd.redis.url, folder) as processes:
-        yield ApiProcess(processes, folder, module_herd.redis.url).wait_ready().kubectl()
+        yield ApiProcess(processes, folder, module_herd.redis.url).wait_ready().kubectl("maintainer")
 
 
 @pytest.fixture(autouse=True)
