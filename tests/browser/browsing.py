@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from playwright.sync_api import Browser, sync_playwright
 
@@ -16,18 +17,28 @@ _QUIET = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 SCREENSHOTS = Path(__file__).parents[2] / ".lab" / "screenshots"
 """Where the tests leave what they saw; not part of the repository."""
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """Start a browser, and end it."""
+def chromium(*, namespace: Path | None = None, address: str = "127.0.0.1") -> Iterator[Browser]:
+    """Start a browser, and end it.
+
+    Args:
+        namespace: Of the network in which it is; by default this process's.
+        address: The only one that it reaches.
+    """
     program = need_program("chromium", "chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=list(_QUIET))
+    quiet = [*_QUIET, f"--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE {address}"]
+    with TemporaryDirectory() as folder, sync_playwright() as playwright:
+        if namespace is not None:
+            inside = Path(folder) / "chromium"
+            inside.write_text(f'#!/bin/sh\nexec nsenter --net={namespace} -- {program} "$@"\n')
+            inside.chmod(0o755)
+            program = inside
+        browser = playwright.chromium.launch(executable_path=program, args=quiet)
         try:
             yield browser
         finally:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from playwright.sync_api import expect
 
+from tests.browser.browsing import chromium, screenshot
 from tests.lab import outside
 from tests.lab.cleanup import cgroups_of, leftovers, tear_down
 from tests.lab.docker_engine import DockerEngine
@@ -180,12 +182,37 @@ def test_hosts_join_the_control_plane_in_containers_and_a_guest_migrates(lab: La
     assert outside.states(lab, guest) == {after["nodeName"]: "running"}
     assert guest.trouble() == ""
 
+    look_at_the_console(lab, compose, guest, after["nodeName"])
+
     # Redis's volume keeps VMs, nodes' users and tokens.
     compose.run("restart", "redis")
     compose.wait_healthy({*SERVICES, "witness"})
     client.wait_ready("h1", "h2", WITNESS)
     assert client.vm(guest.name)["nodeName"] == after["nodeName"]
     assert outside.states(lab, guest) == {after["nodeName"]: "running"}
+
+
+def look_at_the_console(lab: Lab, compose: Compose, guest: Guest, node: str) -> None:
+    """Its container can write nothing, and has nobody's home: what a page needs besides the image shows here."""
+    token = compose.vmherd("token", "create", "bob", "--role", "admin").strip()
+    with chromium(namespace=lab.control.path, address=CONTROL_ADDRESS) as browser:
+        server = f"https://{CONTROL_ADDRESS}:8080"
+        page = browser.new_context(base_url=server, ignore_https_errors=True).new_page()  # its CA is the herd's own
+        page.set_default_timeout(60_000)
+        page.goto("/console/")
+        page.get_by_label("API token").fill(token)
+        page.get_by_role("button", name="Sign in").click()
+        for label in ("Projects", "default", "Virtualization", "Virtual Machines"):
+            page.get_by_role("link", name=label, exact=True).click()
+        row = page.locator(f'tr[data-row="default/{guest.name}"]')
+        expect(row).to_contain_text(node)
+        row.locator("button", has_text="...").click()
+        page.get_by_role("menuitem", name="Migrate", exact=True).click()
+        page.get_by_role("button", name="Cancel").click()
+        for label in ("System", "Nodes", "Nodes of all groups"):
+            page.get_by_role("link", name=label, exact=True).click()
+        expect(page.locator(f'tr[data-row="{node}"]')).to_contain_text("in use", timeout=60_000)
+        page.screenshot(path=screenshot("compose-nodes"))
 
 
 def test_nothing_secret_is_in_the_image_and_no_container_is_root_or_can_write(compose: Compose) -> None:
