@@ -30,7 +30,7 @@ _TOGETHER = (
     ("maintenance", "kubectl", "console"),
 )
 """Labs' files whose herds have the same settings: they are one share, so that one herd serves them all."""
-_LONGEST = (("demo",), ("convergence",), ("compose",), ("failover",), ("takeover",))
+_LONGEST = (("faults",), ("demo",), ("convergence",), ("compose",), ("takeover",))
 """Labs' files that take minutes. They begin before the rest, so that no CPU waits for the last of them."""
 _PARTS = 4
 """Of the integration tests."""
