@@ -15,6 +15,7 @@ from orchestrator.resources.cpu import NodeCpu
 from orchestrator.resources.machine import record_machine
 from orchestrator.resources.node import HypervisorInfo
 from tests.builders import NOW, a_node
+from tests.lab.conftest import HERD_ENV
 from tests.lab.herd import LabHerd
 from tests.lab.lab import Lab, require_lab
 from tests.lab.network import GUEST_BRIDGE
@@ -35,6 +36,12 @@ def lab() -> Iterator[Lab]:
     require_lab()
     with Lab(hosts=1, name="machines") as lab:
         yield lab
+
+
+@pytest.fixture(scope="module")
+def module_herd(lab: Lab) -> Iterator[LabHerd]:
+    with LabHerd(lab, env=HERD_ENV) as herd:
+        yield herd
 
 
 @pytest.fixture
