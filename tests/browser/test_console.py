@@ -258,4 +258,6 @@ def test_each_page_fits_its_screen_in_light_and_dark(served: Served, size: tuple
         visitor.look("vm-at-rest")
         visitor.go(*NODES)
         expect(page.locator("tr[data-row]")).to_have_count(3)
+        for title in ("CPU reserved", "Memory reserved"):
+            expect(visitor.cell("node-1", title)).to_contain_text("in use", timeout=2 * SHOWN_MS)
         visitor.look("nodes-at-rest")
