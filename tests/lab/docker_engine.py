@@ -6,10 +6,12 @@ the kernel ends every container and takes every mount along, its images and volu
 that `cleanup` removes with the lab.
 """
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self
 
@@ -95,6 +97,18 @@ class DockerEngine:
         self.docker("import", str(base_root()), first, timeout=300)
         for name in others:
             self.docker("tag", first, name)
+
+    def make_prometheus_image(self, tag: str) -> None:
+        """Make what stands in for Prometheus's own image: this distribution's program on the base image."""
+        program = need_program("prometheus", "prometheus")
+        with TemporaryDirectory() as folder:
+            shutil.copy(program, Path(folder) / "prometheus")
+            (Path(folder) / "Dockerfile").write_text(
+                f"FROM {BASE_IMAGES[0]}\nCOPY prometheus /bin/prometheus\n"
+                "RUN mkdir /prometheus && chown nobody:nogroup /prometheus\nUSER nobody\n"
+                'ENTRYPOINT ["/bin/prometheus"]\n'
+            )
+            self.docker("build", "--network", "none", "--tag", tag, folder, timeout=300)
 
     def build(self, tag: str) -> None:
         """Build our image; its packages come from this machine's cache, by the namespace's own loopback."""
