@@ -5,13 +5,16 @@ what it means (`examine`).
 """
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, cast
+
+import yaml
 
 from orchestrator.errors import HypervisorError, StoreUnavailable, VmherdError
 from orchestrator.lease import StoredLease, read_lease, read_membership
@@ -312,14 +315,21 @@ def _unit_states() -> tuple[tuple[str, str], ...]:
 
 
 def main() -> None:
-    """Print the findings; exits with 1 if one is a problem, or the node could not be fenced without a person."""
+    """Print the findings; exits with 1 if one is a problem, or the node could not be fenced without a person.
+
+    With an argument, `json` or `yaml`, they are a document.
+    """
     try:
         config = settings()
     except VmherdError as error:
         raise SystemExit(f"vmherd: {error}") from None
     findings = examine(read_facts(config), config)
+    if sys.argv[1:]:
+        data = [{**asdict(finding), "level": finding.level.value} for finding in findings]
+        text = json.dumps(data, indent=4) if sys.argv[1] == "json" else yaml.safe_dump(data, sort_keys=False).rstrip()
+        os.write(1, f"{text}\n".encode())
     width = max(len(finding.what) for finding in findings)
-    for finding in findings:
+    for finding in findings if not sys.argv[1:] else ():
         line = f"{finding.level:8} {finding.what:{width}}  {finding.says}"
         os.write(1, f"{line}\n".encode())
         if finding.todo:

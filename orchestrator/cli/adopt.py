@@ -5,7 +5,7 @@ Whoever leaves early leaves what was begun to go on: the control plane brings it
 
 import time
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_context
 from orchestrator.cli.ages import span
 from orchestrator.cli.arguments import Namespace, Timeout, Wait
+from orchestrator.cli.output import AsDocument, document
 from orchestrator.cli.progress import Counts, counting, working
 from orchestrator.cli.tables import Column, Layout, clean
 from orchestrator.cli.terminal import Failures, tell
@@ -66,16 +67,21 @@ def adopt(
     namespace: Namespace = DEFAULT_NAMESPACE,
     wait: Wait = True,
     timeout: Timeout = None,
+    output: AsDocument = None,
 ) -> None:
     """Take over running persistent domains of a host, without stopping them.
 
     Ends with code 0 when all have been taken over, or, with --dry-run, could be.
     """
+    if output is not None and not dry_run:
+        raise typer.BadParameter("-o is for --dry-run: what is done is told in lines, and by `vmherd get vm -o json`")
     failures = Failures()
     with open_context() as ctx:
         with working(f"asks the agent of node {node} for its domains"):
             plans, unknown = adoption.plan(ctx, node, tuple(domains or ()), namespace=namespace, run_policy=run_policy)
-        if dry_run:
+        if output is not None:
+            terminal.write(document([_as_data(planned) for planned in plans], output))
+        elif dry_run:
             _show(plans)
         refused = [planned for planned in plans if planned.is_refused]
         if not dry_run:
@@ -145,6 +151,20 @@ def _show(plans: Sequence[Planned]) -> None:
     rows = [tuple(clean(cell) or "<none>" for cell in _cells(planned)) for planned in plans]
     layout.fit(rows)
     terminal.write("\n".join([layout.header(), *(layout.row(row) for row in rows)]))
+
+
+def _as_data(planned: Planned) -> dict[str, Any]:
+    return {
+        "domain": planned.domain.name,
+        "name": planned.name,
+        "cores": planned.cores,
+        "coreFraction": planned.core_fraction,
+        "memory": planned.memory,
+        "disks": list(planned.disks),
+        "isRefused": planned.is_refused,
+        "refusals": list(planned.refusals),
+        "findings": list(planned.findings),
+    }
 
 
 def _cells(planned: Planned) -> tuple[str, ...]:

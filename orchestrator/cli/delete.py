@@ -8,6 +8,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_client
 from orchestrator.cli.ages import span
 from orchestrator.cli.arguments import KindName, Names, Namespace, Timeout, Wait, parse_targets
+from orchestrator.cli.output import AsDocument, Results
 from orchestrator.cli.progress import counting
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.cli.waiting import INTERRUPTED, Watched, showing, wait_for
@@ -45,6 +46,7 @@ def delete(
     namespace: Namespace = DEFAULT_NAMESPACE,
     wait: Wait = True,
     timeout: Timeout = None,
+    output: AsDocument = None,
 ) -> None:
     """Delete operations, which aborts migrations, virtual machines, or classes that none of them names.
 
@@ -54,36 +56,40 @@ def delete(
     if not issubclass(what, VirtualMachine | VirtualMachineClass | VirtualMachineOperation):
         hint = "; `vmherd node expel` takes a host's access away" if what is Node else ""
         raise typer.BadParameter(f"a {what.kind_name} can't be deleted{hint}")
-    failures = Failures()
+    failures, results, quiet = Failures(), Results(output, is_list=True), output is not None
     with open_client() as client:
         aborted: list[VirtualMachineOperation] = []
         stopping: list[VirtualMachine] = []
         for name in chosen:
             try:
-                deleted = client.delete(what, make_key(name, namespace if what.namespaced else ""))
+                key = make_key(name, namespace if what.namespaced else "")
+                deleted = client.delete(what, key)
             except (Conflict, NotFound, Refused) as error:
                 failures.add(str(error))
                 continue
-            terminal.write(f'{what.kind_name.lower()} "{name}" deleted')
+            results.add(f'{what.kind_name.lower()} "{name}" deleted', kind=what.kind_name, key=key, deleted=True)
             if isinstance(deleted, VirtualMachineOperation) and deleted.status.grant is not None:
                 aborted.append(deleted)
             if isinstance(deleted, VirtualMachine) and deleted.status.phase is VmPhase.TERMINATING:
                 stopping.append(deleted)
         try:
             if wait and aborted:
-                _wait_for_aborts(client, aborted, timeout)
+                _wait_for_aborts(client, aborted, timeout, quiet=quiet)
             if wait and stopping:
-                _wait_for_stops(client, stopping, timeout)
+                _wait_for_stops(client, stopping, timeout, quiet=quiet)
         except KeyboardInterrupt:
             tell(f"no longer waiting; {'the abort' if aborted else 'the deletion'} goes on")
             raise typer.Exit(INTERRUPTED) from None
+    results.end()
     failures.end()
 
 
-def _wait_for_aborts(client: Client, aborted: list[VirtualMachineOperation], timeout: float | None) -> None:
-    with showing(quiet=not terminal.is_watched()) as show:  # into a pipe, how it ended is enough
+def _wait_for_aborts(
+    client: Client, aborted: list[VirtualMachineOperation], timeout: float | None, *, quiet: bool
+) -> None:
+    with showing(quiet=quiet or not terminal.is_watched()) as show:  # into a pipe, how it ended is enough
         ended = wait_for(client, aborted, show, timeout=timeout, until_gone=True)
-    for watched in ended:
+    for watched in ended if not quiet else ():
         terminal.write(_outcome(watched))
 
 
@@ -92,11 +98,11 @@ def _outcome(watched: Watched) -> str:
     return f'virtualmachineoperation "{watched.operation.name}": {what}: {watched.message}'
 
 
-def _wait_for_stops(client: Client, stopping: list[VirtualMachine], timeout: float | None) -> None:
+def _wait_for_stops(client: Client, stopping: list[VirtualMachine], timeout: float | None, *, quiet: bool) -> None:
     deadline = None if timeout is None else time.monotonic() + timeout
     left = {vm.key: vm for vm in stopping}
     scope = Scope((VirtualMachine,), stopping[0].metadata.namespace)
-    with counting() as show:
+    with counting(quiet=quiet) as show:
         for news in follow(client, scope, tell, is_patient=True):
             for key in [key for key, vm in left.items() if _is_gone(vm, news)]:
                 show.write(f'virtualmachine "{left.pop(key).name}" is gone')

@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_client
 from orchestrator.cli.ages import duration, memory
 from orchestrator.cli.arguments import parse_duration
+from orchestrator.cli.output import AsDocument, Documents, document
 from orchestrator.cli.progress import working
 from orchestrator.cli.tables import clean
 from orchestrator.cli.terminal import Failures, tell
@@ -74,6 +75,7 @@ def drain(  # noqa: PLR0913, PLR0917 - a command's options
         bool, typer.Option("--partial", help="Though the rest of the herd has no place for some of the VMs.")
     ] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Watch it until it has ended.")] = True,
+    output: AsDocument = None,
 ) -> None:
     """Empty nodes: cordon them, and move their virtual machines away by live migration.
 
@@ -83,15 +85,20 @@ def drain(  # noqa: PLR0913, PLR0917 - a command's options
     del ignore_daemonsets, delete_emptydir_data, force, grace_period  # there is nothing here that they are about
     spec = DrainSpec(requested_by=who(), selector=pod_selector, timeout_s=timeout, partial=partial)
     names = list(dict.fromkeys(nodes))
+    if output is not None and wait and not dry_run:
+        raise typer.BadParameter("-o is for --dry-run and --no-wait: what is watched is told in lines")
     with open_client() as client:
         if dry_run:
             with working("plans where each VM would go"):
                 plan = client.plan_drain(names, spec)
-            _show_plan(names, plan)
+            _show_plan(names, plan, output)
             return
         try:
             with working("looks for a place for each VM"):
                 begun = client.begin_drains(names, spec)
+            if output is not None:
+                terminal.write(document([drain.manifest() for drain in begun], output))
+                return
             for name in names:
                 terminal.write(f"node/{name} cordoned")
             if wait:
@@ -113,8 +120,39 @@ def who() -> str:
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def _show_plan(nodes: list[str], plan: DrainPlan) -> None:
+def _as_data(nodes: list[str], plan: DrainPlan) -> dict[str, Any]:
+    return {
+        "nodes": nodes,
+        "moves": [
+            {
+                "vm": str(move.job.vm),
+                "memoryMib": move.job.memory_mib,
+                "source": move.job.source,
+                "target": move.job.target,
+                "beginsS": round(move.begins_s, 1),
+                "takesS": round(move.job.seconds, 1),
+            }
+            for move in plan.moves
+        ],
+        "shutDown": {str(key): why for key, why in plan.shut_down.items()},
+        "stay": {str(key): why for key, why in plan.stay.items()},
+        "withoutPlace": {str(key): why for key, why in plan.without_place.items()},
+        "seconds": round(plan.seconds, 1),
+    }
+
+
+def _show_plan(nodes: list[str], plan: DrainPlan, output: Documents | None) -> None:
+    if output is None:
+        _show_lines(nodes, plan)
+    else:
+        terminal.write(document(_as_data(nodes, plan), output))
     failures = Failures()
+    if problem := plan.problem():
+        failures.add(problem)
+    failures.end()
+
+
+def _show_lines(nodes: list[str], plan: DrainPlan) -> None:
     rows = [
         (
             str(number),
@@ -139,9 +177,6 @@ def _show_plan(nodes: list[str], plan: DrainPlan) -> None:
     total = sum(move.job.memory_mib for move in plan.moves)
     takes = duration(timedelta(seconds=plan.seconds))
     terminal.write(f"{', '.join(nodes)}: {len(plan.moves)} VMs, {memory(total)}, about {takes}")
-    if problem := plan.problem():
-        failures.add(problem)
-    failures.end()
 
 
 # --- watching ---------------------------------------------------------------------------------------------------------

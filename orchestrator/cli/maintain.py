@@ -23,6 +23,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_client
 from orchestrator.cli.arguments import parse_duration
 from orchestrator.cli.drain import who
+from orchestrator.cli.output import AsDocument, Documents, document
 from orchestrator.cli.progress import Counts, counting
 from orchestrator.cli.tables import clean
 from orchestrator.cli.terminal import Failures, tell
@@ -138,28 +139,29 @@ def maintain(  # noqa: PLR0913, PLR0917 - a command's options
 
 
 @maintenance.command("pause", epilog=PAUSE_EXAMPLE)
-def pause(name: Name) -> None:
+def pause(name: Name, output: AsDocument = None) -> None:
     """Begin with no node and no hook any more; what has begun comes to its end."""
     with open_client() as client:
-        terminal.write(f"maintenance/{name} {_said(client.pause_maintenance(name, f'paused by {who()}'))}")
+        _tell(client.pause_maintenance(name, f"paused by {who()}"), output)
 
 
 @maintenance.command("resume", epilog=RESUME_EXAMPLE)
-def resume(name: Name) -> None:
+def resume(name: Name, output: AsDocument = None) -> None:
     """Go on; a node that failed goes on from where it did. Its hooks are run by `vmherd maintain --name NAME`."""
     with open_client() as client:
-        terminal.write(f"maintenance/{name} {_said(client.resume_maintenance(name))}")
+        _tell(client.resume_maintenance(name), output)
 
 
 @maintenance.command("stop", epilog=STOP_EXAMPLE)
-def stop(name: Name) -> None:
+def stop(name: Name, output: AsDocument = None) -> None:
     """End it: a hook that runs comes to its end, its node takes virtual machines again, and nothing else is begun."""
     with open_client() as client:
-        terminal.write(f"maintenance/{name} {_said(client.stop_maintenance(name, f'stopped by {who()}'))}")
+        _tell(client.stop_maintenance(name, f"stopped by {who()}"), output)
 
 
-def _said(found: Maintenance) -> str:
-    return found.status.phase.value.lower()
+def _tell(found: Maintenance, output: Documents | None) -> None:
+    line = f"maintenance/{found.name} {found.status.phase.value.lower()}"
+    terminal.write(line if output is None else document(found.manifest(), output))
 
 
 # --- running hooks ----------------------------------------------------------------------------------------------------

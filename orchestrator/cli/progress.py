@@ -41,6 +41,16 @@ class _Lines:
         terminal.write(line)
 
 
+class _Silent:
+    """Nothing: what came of it is told otherwise."""
+
+    def update(self, what: str, done: int, count: int) -> None:
+        """Show nothing."""
+
+    def write(self, line: str) -> None:
+        """Print nothing."""
+
+
 class _Bars:
     """A bar for each part."""
 
@@ -67,12 +77,16 @@ class _Bars:
 
 
 @contextmanager
-def counting(*, tells_done: bool = False) -> Iterator[Counts]:
+def counting(*, tells_done: bool = False, quiet: bool = False) -> Iterator[Counts]:
     """Give what suits standard output: bars on a terminal, else lines.
 
     Args:
         tells_done: Into a pipe, that a part is done is a line; else only what is written is.
+        quiet: Show nothing: a document is printed there.
     """
+    if quiet:
+        yield _Silent()
+        return
     if not terminal.is_watched():
         yield _Lines(tells_done=tells_done)
         return

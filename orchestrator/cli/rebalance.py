@@ -1,6 +1,7 @@
 """`vmherd rebalance`, `vmherd explain`, `vmherd plan failure`: what the planner would do, does, and why."""
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -8,6 +9,7 @@ import typer
 from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_client
 from orchestrator.cli.arguments import Namespace, parse_targets
+from orchestrator.cli.output import AsDocument, document
 from orchestrator.cli.progress import working
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.errors import Invalid
@@ -51,6 +53,7 @@ def rebalance(
         typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the policy.", show_default=False),
     ] = None,
     policy: Annotated[bool, typer.Option("--policy", help="Show the policy.")] = False,
+    output: AsDocument = None,
 ) -> None:
     """Put right where virtual machines are: first what breaks their rules, then nodes with too much reserved.
 
@@ -62,8 +65,11 @@ def rebalance(
     with open_client() as client:
         if wanted:
             changed = client.change_policy(wanted)
-            terminal.write(f"rebalancepolicy/{changed.name} configured")
-        if policy:
+            if output is None:
+                terminal.write(f"rebalancepolicy/{changed.name} configured")
+        if output is not None and (wanted or policy):
+            terminal.write(document(client.policy().manifest(), output))
+        elif policy:
             _show_policy(client.policy())
         if wanted or policy:
             return
@@ -76,6 +82,9 @@ def rebalance(
     if why:
         tell(f"nothing is moved now: {why}")
         raise typer.Exit(1)
+    if output is not None:
+        terminal.write(document(_as_data(found, made), output))
+        return
     _show(found, is_dry=dry_run)
     for operation in made:
         terminal.write(f"virtualmachineoperation/{operation.name} created")
@@ -84,6 +93,7 @@ def rebalance(
 def explain(
     target: Annotated[str, typer.Argument(metavar="vmop/NAME", help="An operation.")],
     namespace: Namespace = DEFAULT_NAMESPACE,
+    output: AsDocument = None,
 ) -> None:
     """Say why an operation was made: what was wrong, what it does about it, and what was found of other nodes."""
     kind, names = parse_targets(target, None, needs_name=True)
@@ -92,13 +102,28 @@ def explain(
     with open_client() as client:
         operation = client.get(VirtualMachineOperation, make_key(names[0], namespace))
     annotations = operation.metadata.annotations
+    why = annotations.get(REASON_ANNOTATION, "a person, or another program, asked for it")
+    text = annotations.get(EXPLANATION_ANNOTATION)
+    move = _read_move(operation.name, text) if text is not None else None
+    if output is not None:
+        told = {
+            "operation": operation.name,
+            "type": operation.spec.type.value,
+            "virtualMachine": operation.spec.virtual_machine_name,
+            "priority": operation.priority.name.lower(),
+            "why": why,
+            "move": move and {"costMib" if field == "cost_mib" else field: value for field, value in move.items()},
+            "phase": operation.status.phase.value,
+            "message": operation.message,
+        }
+        terminal.write(document(told, output))
+        return
     lines = {
         "Operation": f"{operation.name} ({operation.spec.type} of {operation.spec.virtual_machine_name})",
         "Priority": operation.priority.name.lower(),
-        "Why": annotations.get(REASON_ANNOTATION, "a person, or another program, asked for it"),
+        "Why": why,
     }
-    if (text := annotations.get(EXPLANATION_ANNOTATION)) is not None:
-        move = _read_move(operation.name, text)
+    if move is not None:
         lines["Move"] = f"from node {move['source']} to node {move['target']}"
         lines["Cost"] = f"{int(move['cost_mib']) / 1024:.1f} GiB to be sent"
         lines["Considered"] = str(move["considered"])
@@ -112,6 +137,7 @@ def explain(
 def failure(
     nodes: Annotated[list[str] | None, typer.Argument(metavar="NODE", show_default=False)] = None,
     every: Annotated[bool, typer.Option("--all", help="Each node, and each rack and zone.")] = False,
+    output: AsDocument = None,
 ) -> None:
     """Say whether all protected virtual machines of a node would find a place elsewhere if it failed now.
 
@@ -126,8 +152,19 @@ def failure(
         line = f"{name}: {failure.message}"
         if failure.stranded:
             failures.add(line)
-        else:
+        elif output is None:
             terminal.write(line)
+    if output is not None:
+        told = [
+            {
+                "name": name,
+                "nodes": list(failure.nodes),
+                "protected": failure.protected,
+                "stranded": {str(key): why for key, why in failure.stranded.items()},
+            }
+            for name, failure in found.items()
+        ]
+        terminal.write(document(told, output))
     failures.end()
 
 
@@ -154,6 +191,28 @@ def _show_policy(policy: RebalancePolicy) -> None:
         terminal.write(f"{field}={json.dumps(value)}")
     for what, why in policy.status.unresolved.items():
         terminal.write(f"unresolved: {what}: {why}")
+
+
+def _as_data(found: Plan, made: Sequence[VirtualMachineOperation]) -> dict[str, Any]:
+    return {
+        "moves": [
+            {
+                "vm": str(move.vm),
+                "source": move.source,
+                "target": move.target,
+                "cause": move.cause.value,
+                "costMib": move.cost_mib,
+                "why": move.why,
+                "considered": move.considered,
+                "after": list(move.after),
+            }
+            for move in found.moves
+        ],
+        "over": list(found.over),
+        "unresolved": dict(found.unresolved),
+        "isCut": found.is_cut,
+        "operations": [operation.name for operation in made],
+    }
 
 
 def _flat(values: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli import terminal
+from orchestrator.cli.output import AsDocument, document
 from orchestrator.cli.simulated_herd import HerdDirectory, HerdSpec, default_directory
 from orchestrator.cli.up import Dir
 from orchestrator.errors import Invalid, NotFound
@@ -213,12 +214,15 @@ def ignore_shutdown(vm: Vm, directory: Dir = None) -> None:
 
 
 @sim.command("status", epilog="Example: vmherd sim status")
-def status(directory: Dir = None) -> None:
+def status(directory: Dir = None, output: AsDocument = None) -> None:
     """Show what is true on the hosts, and the herd's processes."""
     herd, _ = _herd(directory)
     hosts, members = herd.ask_world(look=True)["hosts"], herd.ask_supervisor(ask="status")
     if not isinstance(hosts, dict) or not isinstance(members, list):
         raise Invalid("the simulated herd answers something else")
+    if output is not None:
+        terminal.write(document({"hosts": hosts, "processes": members}, output))
+        return
     rows = [("HOST", "DAEMON", "RUNNING", "DOMAINS", "FAULTS")]
     for name, host in hosts.items():
         faults = [f"{frozen} hangs" for frozen in host["frozen"]]

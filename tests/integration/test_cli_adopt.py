@@ -1,5 +1,6 @@
 """`vmherd adopt` and `vmherd release` as a person runs them, and the same from Python, over nodes that answer."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -59,6 +60,13 @@ class TestAdopt:
         add_domain(stage, name="other", uuid=uuid_of("other"), snapshots=2)
         with at_work(stage):
             done = vmherd.run("adopt", "--dry-run", "n1")
+            as_data = vmherd.run("adopt", "--dry-run", "n1", "-o", "json")
+        assert as_data.returncode == 1
+        assert [(one["name"], one["isRefused"]) for one in json.loads(as_data.stdout)] == [
+            ("web-1", False),
+            ("other", True),
+        ]
+        assert vmherd.run("adopt", "n1", "-o", "json").returncode == 2
         header, first, second = done.stdout.splitlines()
         assert header.split() == ["DOMAIN", "VM", "CORES", "COREFRACTION", "MEMORY", "DISKS", "ACTION", "FINDINGS"]
         assert first.split()[:8] == ["Web", "1", "web-1", "1", "100%", "1Gi", "<none>", "adopt"]

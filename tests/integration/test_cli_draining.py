@@ -1,5 +1,6 @@
 """`vmherd drain` and `vmherd maintenance` as a person runs them, beside the real services over fake hosts."""
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -131,6 +132,8 @@ class TestMaintenance:
         stage.reconcile()
         assert self.stage_of(stage, "n1") is NodeStage.WAITING
         assert not stage.store.get(Node, "n1").spec.unschedulable
+        resumed = json.loads(vmherd.ok("maintenance", "resume", "m", "-o", "json"))
+        assert (resumed["kind"], resumed["status"]["phase"]) == ("Maintenance", "Running")
         assert vmherd.ok("maintenance", "resume", "m") == "maintenance/m running\n"
         stage.reconcile()
         assert stage.store.get(Node, "n1").spec.unschedulable

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.resources import NodeFencing, OperationPhase, Reason
+from orchestrator.resources import Node, NodeFencing, OperationPhase, Reason
 from orchestrator.resources.fencing import FencePhase
 from tests.builders import a_node
 from tests.integration.command import Running, Vmherd
@@ -153,3 +153,48 @@ def test_tokens_are_a_document_without_their_digests(vmherd: Vmherd, tmp_path: P
     assert file.read_text().strip() not in json.dumps(filed), "it is in the file alone"
     assert read(vmherd, "token", "revoke", "ci") == [{"token": "ci", "revoked": True}]
     assert read(vmherd, "version").keys() == {"version"}
+
+
+def test_plans_are_documents(vmherd: Vmherd) -> None:
+    node = "h1"  # where its VM runs
+    join(vmherd, node, "h2")
+    vmherd.running_vm("a")
+    plan = read(vmherd, "drain", node, "--dry-run")
+    assert [move["vm"] for move in plan["moves"]] == ["default/a"]
+    assert (plan["nodes"], plan["withoutPlace"], plan["moves"][0]["source"]) == ([node], {}, node)
+    refused = vmherd.run("drain", node, "-o", "json")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--no-wait" in refused.stderr
+    assert not vmherd.store.get(Node, node).spec.unschedulable
+    loss = read(vmherd, "plan", "failure", node)
+    assert [(one["name"], one["stranded"]) for one in loss] == [(node, {})]
+    policy = read(vmherd, "rebalance", "--set", "maxMoves=3", "--policy")
+    assert (policy["kind"], policy["spec"]["maxMoves"]) == ("RebalancePolicy", 3)
+    (begun,) = read(vmherd, "drain", node, "--no-wait")
+    assert (begun["kind"], begun["metadata"]["name"]) == ("NodeDrain", node)
+
+
+def test_what_is_applied_and_explained_is_a_document(vmherd: Vmherd, tmp_path: Path) -> None:
+    vmherd.running_vm("a")
+    stored = read(vmherd, "get", "vm", "a")
+    file = tmp_path / "vm.json"
+    del stored["metadata"]["resourceVersion"]
+    file.write_text(json.dumps({**stored, "metadata": {**stored["metadata"], "labels": {"app": "web"}}}))
+    applied = read(vmherd, "apply", "-f", str(file))
+    assert applied["metadata"]["labels"] == {"app": "web"}
+    assert vmherd.ok("apply", "-f", str(file), "-o", "name").strip().endswith("/a")
+    made = read(vmherd, "evict", "a", "--no-wait")["metadata"]["name"]
+    told = read(vmherd, "explain", f"vmop/{made}")
+    assert (told["operation"], told["virtualMachine"], told["move"], told["phase"]) == (made, "a", None, "Pending")
+    assert told["why"] == "a person, or another program, asked for it"
+
+
+def test_what_was_deleted_is_a_document(vmherd: Vmherd) -> None:
+    vmherd.running_vm("a")
+    made = read(vmherd, "evict", "a", "--no-wait")["metadata"]["name"]
+    done = vmherd.run("delete", "vmop", made, "gone", "-o", "json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout) == [{"kind": "VirtualMachineOperation", "key": f"default/{made}", "deleted": True}]
+    assert "'gone' not found" in done.stderr
+    (vm,) = read(vmherd, "delete", "vm", "a", "--no-wait")
+    assert vm == {"kind": "VirtualMachine", "key": "default/a", "deleted": True}

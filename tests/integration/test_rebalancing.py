@@ -228,12 +228,18 @@ class TestCommands:
         dry = vmherd.run("rebalance", "--dry-run", **environment).stdout
         assert "default/small: n1 -> n2, 1.0 GiB, load" in dry
         assert "(nothing was done)" in dry
+        as_data = json.loads(vmherd.run("rebalance", "--dry-run", "-o", "json", **environment).stdout)
+        (move,) = as_data["moves"]
+        assert [move[name] for name in ("vm", "source", "target", "costMib")] == ["default/small", "n1", "n2", 1024]
+        assert (as_data["over"], as_data["operations"]) == (["n1"], [])
         assert stage.operations() == []
         made = vmherd.run("rebalance", **environment).stdout.splitlines()[-1]
         name = made.removeprefix("virtualmachineoperation/").removesuffix(" created")
         told = vmherd.ok("explain", f"vmop/{name}")
         assert "node n1 has 88 % of its CPU" in told
         assert "from node n1 to node n2" in told
+        as_data = json.loads(vmherd.ok("explain", f"vmop/{name}", "-o", "json"))
+        assert [as_data["move"][name] for name in ("source", "target", "costMib")] == ["n1", "n2", 1024]
         assert vmherd.ok("rebalance", "--off", "--set", "thresholds.cpu=70") == "rebalancepolicy/cluster configured\n"
         shown = vmherd.ok("rebalance", "--policy").splitlines()
         assert {"enabled=false", "thresholds.cpu=70"} <= set(shown)
@@ -251,5 +257,7 @@ class TestCommands:
         one = vmherd.run("plan", "failure", "n1", VMHERD_CPU_RATIO="1")
         assert one.returncode == 1
         assert "1 of 1 VMs would find no place: default/a" in one.stderr
+        as_data = vmherd.run("plan", "failure", "n1", "-o", "json", VMHERD_CPU_RATIO="1")
+        assert (as_data.returncode, list(json.loads(as_data.stdout)[0]["stranded"])) == (1, ["default/a"])
         assert "not found" in vmherd.run("plan", "failure", "n9").stderr
         vmherd.store.close()

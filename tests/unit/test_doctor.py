@@ -1,13 +1,18 @@
 """What `vmherd doctor` says of a host."""
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from orchestrator.lease import StoredLease
 from orchestrator.settings import Settings
 from tests.builders import a_lease
+from workers import doctor
 from workers.doctor import Facts, Finding, Level, examine
 
 CONFIG = Settings(node="n1")
@@ -97,3 +102,16 @@ def test_other_settings_than_it_was_started_with() -> None:
 @pytest.mark.parametrize("config", [Settings(node="n1", watchdog="off"), Settings(node="n1", watchdog_mode="Notify")])
 def test_a_watchdog_that_is_not_to_be_armed(config: Settings) -> None:
     assert "never armed" in of(HEALTHY, "watchdog", config).says
+
+
+@pytest.mark.parametrize(("form", "read"), [("json", json.loads), ("yaml", yaml.safe_load)])
+def test_its_findings_are_a_document_too(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], form: str, read: Callable[[str], Any]
+) -> None:
+    monkeypatch.setattr(doctor, "settings", lambda: CONFIG)
+    monkeypatch.setattr(doctor, "read_facts", lambda _: HEALTHY)
+    monkeypatch.setattr("sys.argv", ["doctor", form])
+    doctor.main()
+    found = read(capfd.readouterr().out)
+    assert found[-1] == {"level": "ok", "what": "could be fenced", "says": "by its watchdog's deadline", "todo": ""}
+    assert len(found) == len(examine(HEALTHY, CONFIG))
