@@ -207,11 +207,9 @@ def look_at_the_console(lab: Lab, compose: Compose, guest: Guest, node: str) -> 
         page.get_by_role("button", name="Sign in").click()
         for label in ("Projects", "default", "Virtualization", "Virtual Machines"):
             page.get_by_role("link", name=label, exact=True).click()
-        row = page.locator(f'tr[data-row="default/{guest.name}"]')
-        expect(row).to_contain_text(node)
-        row.locator("button", has_text="...").click()
-        page.get_by_role("menuitem", name="Migrate", exact=True).click()
-        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator(f'tr[data-row="default/{guest.name}"]')).to_contain_text(node)
+        page.get_by_role("link", name=guest.name, exact=True).click()
+        expect(page.get_by_role("heading", name="Conditions")).to_be_visible()
         for label in ("System", "Nodes", "Nodes of all groups"):
             page.get_by_role("link", name=label, exact=True).click()
         expect(page.locator(f'tr[data-row="{node}"]')).to_contain_text("in use", timeout=60_000)
