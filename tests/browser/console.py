@@ -4,11 +4,12 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from tests.browser.browsing import screenshot
 from tests.processes import REPOSITORY, Processes
@@ -19,6 +20,8 @@ WIDE, NARROW = (1440, 900), (390, 844)
 SHOWN_MS = 60_000
 """A loaded machine takes its time."""
 expect.set_options(timeout=SHOWN_MS)
+_CLICKS = 5
+_OPENS_MS = 10_000
 
 _OVERFLOWING = """() => {
   const width = document.documentElement.clientWidth, found = [];
@@ -132,6 +135,15 @@ class Visitor:
     def row(self, key: str) -> Locator:
         """Give a row of the list that is shown."""
         return self.page.locator(f'tr[data-row="{key}"]')
+
+    def open_menu(self, key: str) -> None:
+        """Open a row's "..." menu, as a person does: a click while the row is being drawn opens nothing."""
+        for _ in range(_CLICKS):
+            self.row(key).locator("button", has_text="...").click()
+            with suppress(PlaywrightTimeout):
+                self.page.get_by_role("menuitem").first.wait_for(timeout=_OPENS_MS)
+                return
+        raise AssertionError(f"the menu of {key} did not open at {_CLICKS} clicks")
 
     def cell(self, key: str, title: str) -> Locator:
         """Give a cell by its column's title."""

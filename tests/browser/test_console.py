@@ -63,7 +63,7 @@ def test_a_vm_is_migrated_by_its_menu_and_its_progress_is_seen(served: Served, o
     before = operator.cell("default/vm-1", "Node").inner_text().split()[-1]
 
     def choose(label: str) -> None:
-        operator.row("default/vm-1").get_by_role("button", name="Actions for vm-1").click()
+        operator.open_menu("default/vm-1")
         page.get_by_role("menuitem", name=label).click()
         expect(operator.window()).to_contain_text(f"{label} vm-1?")
 
@@ -97,7 +97,7 @@ def test_a_migration_goes_where_one_says(served: Served, operator: Visitor) -> N
     page = operator.go(*VMS)
     here = served.herd.node_of("vm-2")
     target = next(name for name in ("node-1", "node-2", "node-3") if name != here)
-    operator.row("default/vm-2").get_by_role("button", name="Actions for vm-2").click()
+    operator.open_menu("default/vm-2")
     page.get_by_role("menuitem", name="Migrate").click()
     operator.window().get_by_label("Target node").click()
     expect(page.get_by_role("option", name=here)).to_have_count(0)
@@ -110,7 +110,7 @@ def test_a_vm_is_stopped_and_started_and_the_list_is_searched_and_filtered(serve
     page = operator.go(*VMS)
     page.get_by_label("Search by name or IP address").fill("vm-3")
     expect(page.locator("tr[data-row]")).to_have_count(1)
-    operator.row("default/vm-3").get_by_role("button", name="Actions for vm-3").click()
+    operator.open_menu("default/vm-3")
     expect(page.get_by_role("menuitem", name="Start", exact=True)).to_have_attribute("aria-disabled", "true")
     page.get_by_role("menuitem", name="Stop", exact=True).click()
     operator.window().get_by_role("button", name="Confirm").click()
@@ -120,7 +120,7 @@ def test_a_vm_is_stopped_and_started_and_the_list_is_searched_and_filtered(serve
     page.get_by_label("Phase").click()
     page.get_by_role("option", name="Stopped").click()
     expect(page.locator("tr[data-row]")).to_have_count(1)
-    operator.row("default/vm-3").get_by_role("button", name="Actions for vm-3").click()
+    operator.open_menu("default/vm-3")
     page.get_by_role("menuitem", name="Start", exact=True).click()
     operator.window().get_by_role("button", name="Confirm").click()
     expect(page.locator("tr[data-row]")).to_have_count(0)
@@ -245,7 +245,7 @@ def test_each_page_fits_its_screen_in_light_and_dark(served: Served, size: tuple
         expect(page.locator("tr[data-row]")).to_have_count(6)
         expect(page.locator("time[title]").first).not_to_be_empty()
         visitor.look("vms")
-        visitor.row("default/vm-1").get_by_role("button", name="Actions for vm-1").click()
+        visitor.open_menu("default/vm-1")
         page.get_by_role("menuitem", name="Restart").click()
         expect(visitor.window()).to_be_visible()
         visitor.look("window", whole=False)

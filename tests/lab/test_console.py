@@ -57,7 +57,7 @@ def test_the_migration_guide(herd: LabHerd, person: Visitor) -> None:
 
     def choose_migrate() -> None:
         """Select the VM in the list, click its "...", and choose "Migrate"."""
-        person.row("default/linux-vm").locator("button", has_text="...").click()
+        person.open_menu("default/linux-vm")
         page.get_by_role("menuitem", name="Migrate", exact=True).click()
         expect(person.window()).to_be_visible()
 
