@@ -151,7 +151,7 @@ def test_a_vm_is_evicted(herd: Herd) -> None:
     status = herd.ok("sim", "status")
     as_data = json.loads(herd.ok("sim", "status", "-o", "json"))
     assert sum(host["running"] for host in as_data["hosts"].values()) == VMS
-    assert {"control-1", "intake-1"} <= {member["name"] for member in as_data["processes"]}
+    assert {"control-1", "control-2"} <= {member["name"] for member in as_data["processes"]}
     assert sum(int(line.split()[2]) for line in status.splitlines() if line.startswith("node-")) == VMS
 
 
