@@ -314,6 +314,21 @@ def _unit_states() -> tuple[tuple[str, str], ...]:
     return tuple(states)
 
 
+def _lines(findings: list[Finding]) -> str:
+    width = max(len(finding.what) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.level:8} {finding.what:{width}}  {finding.says}")
+        if finding.todo:
+            lines.append(f"{'':8} {'':{width}}  -> {finding.todo}")
+    return "\n".join(lines)
+
+
+def _document(findings: list[Finding], form: str) -> str:
+    data = [{**asdict(finding), "level": finding.level.value} for finding in findings]
+    return json.dumps(data, indent=4) if form == "json" else yaml.safe_dump(data, sort_keys=False).rstrip()
+
+
 def main() -> None:
     """Print the findings; exits with 1 if one is a problem, or the node could not be fenced without a person.
 
@@ -324,16 +339,8 @@ def main() -> None:
     except VmherdError as error:
         raise SystemExit(f"vmherd: {error}") from None
     findings = examine(read_facts(config), config)
-    if sys.argv[1:]:
-        data = [{**asdict(finding), "level": finding.level.value} for finding in findings]
-        text = json.dumps(data, indent=4) if sys.argv[1] == "json" else yaml.safe_dump(data, sort_keys=False).rstrip()
-        os.write(1, f"{text}\n".encode())
-    width = max(len(finding.what) for finding in findings)
-    for finding in findings if not sys.argv[1:] else ():
-        line = f"{finding.level:8} {finding.what:{width}}  {finding.says}"
-        os.write(1, f"{line}\n".encode())
-        if finding.todo:
-            os.write(1, f"{'':8} {'':{width}}  -> {finding.todo}\n".encode())
+    text = _document(findings, sys.argv[1]) if sys.argv[1:] else _lines(findings)
+    os.write(1, f"{text}\n".encode())
     if any(finding.level is Level.PROBLEM for finding in findings) or findings[-1].level is not Level.OK:
         sys.exit(1)
 

@@ -9,7 +9,7 @@ import typer
 from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_client
 from orchestrator.cli.arguments import Namespace, parse_targets
-from orchestrator.cli.output import AsDocument, document
+from orchestrator.cli.output import AsDocument, Documents, document
 from orchestrator.cli.progress import working
 from orchestrator.cli.terminal import Failures, tell
 from orchestrator.errors import Invalid
@@ -63,29 +63,23 @@ def rebalance(
     if on is not None:
         wanted["enabled"] = on
     with open_client() as client:
-        if wanted:
-            changed = client.change_policy(wanted)
-            if output is None:
-                terminal.write(f"rebalancepolicy/{changed.name} configured")
-        if output is not None and (wanted or policy):
-            terminal.write(document(client.policy().manifest(), output))
-        elif policy:
-            _show_policy(client.policy())
         if wanted or policy:
+            found = client.change_policy(wanted) if wanted else client.policy()
+            _show_policy(found, output, is_changed=bool(wanted), is_wanted=policy)
             return
         made: list[VirtualMachineOperation] = []
         with working("plans what to move"):
             if dry_run:
-                why, found = client.plan_moves()
+                why, planned = client.plan_moves()
             else:
-                why, found, made = client.rebalance()
+                why, planned, made = client.rebalance()
     if why:
         tell(f"nothing is moved now: {why}")
         raise typer.Exit(1)
     if output is not None:
-        terminal.write(document(_as_data(found, made), output))
+        terminal.write(document(_as_data(planned, made), output))
         return
-    _show(found, is_dry=dry_run)
+    _show(planned, is_dry=dry_run)
     for operation in made:
         terminal.write(f"virtualmachineoperation/{operation.name} created")
 
@@ -186,7 +180,14 @@ def _read_move(name: str, text: str) -> dict[str, Any]:
         raise Invalid(f"vmop {name!r}: its annotation {EXPLANATION_ANNOTATION} can't be read") from error
 
 
-def _show_policy(policy: RebalancePolicy) -> None:
+def _show_policy(policy: RebalancePolicy, output: Documents | None, *, is_changed: bool, is_wanted: bool) -> None:
+    if output is not None:
+        terminal.write(document(policy.manifest(), output))
+        return
+    if is_changed:
+        terminal.write(f"rebalancepolicy/{policy.name} configured")
+    if not is_wanted:
+        return
     for field, value in _flat(policy.spec.model_dump(mode="json", by_alias=True)):
         terminal.write(f"{field}={json.dumps(value)}")
     for what, why in policy.status.unresolved.items():

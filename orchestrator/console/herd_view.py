@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from html import escape
 from typing import Any, Final
@@ -138,11 +138,10 @@ def list_nodes(
         rows=tuple(
             node_row(
                 node,
-                herd.loads.get(node.name),
+                replace(load, use=(uses or {}).get(node.name)) if (load := herd.loads.get(node.name)) else None,
                 _of(live, NodeDrain, node.name),
                 _of(live, NodeFencing, node.name),
                 may=may,
-                use=(uses or {}).get(node.name),
             )
             for node in chosen
         ),
@@ -164,13 +163,7 @@ def _statuses(node: Node) -> list[str]:
 
 
 def node_row(
-    node: Node,
-    load: NodeLoad | None,
-    drain: NodeDrain | None,
-    fencing: NodeFencing | None,
-    *,
-    may: bool,
-    use: Use | None = None,
+    node: Node, load: NodeLoad | None, drain: NodeDrain | None, fencing: NodeFencing | None, *, may: bool
 ) -> dict[str, Any]:
     """Give a node as a row."""
     status = load.status if load is not None else "NotReady"
@@ -183,8 +176,8 @@ def node_row(
         "status": "Witness" if node.spec.witness else status,
         "shade": shade(status),
         "vms": load.vms if load is not None else 0,
-        "cpu": _bar(load.cpu_share if load else 0, _cores(load), use.cpu if use else None),
-        "memory": _bar(load.memory_share if load else 0, _memories(load), _memory_used(node, use)),
+        "cpu": _bar(load.cpu_share if load else 0, _cores(load), load.cpu_used if load else None),
+        "memory": _bar(load.memory_share if load else 0, _memories(load), load.memory_used if load else None),
         "moves": f"{load.outbound} out, {load.inbound} in" if load is not None else NOWHERE,
         "drain": drain_text(drain) if drain is not None and (is_draining or node.spec.unschedulable) else "",
         "drained": drained_share(drain) if is_draining and drain is not None else None,
@@ -205,11 +198,6 @@ def _bar(share: float, text: str, used: float | None) -> dict[str, Any]:
         "used": round(used, 4) if used is not None else None,
         "inUse": f"{used:.0%} in use" if used is not None else "",
     }
-
-
-def _memory_used(node: Node, use: Use | None) -> float | None:
-    whole = node.status.capacity.memory_mib
-    return use.memory_mib / whole if use is not None and whole else None
 
 
 def _cores(load: NodeLoad | None) -> str:

@@ -42,6 +42,11 @@ class NodeLoad:
     host_memory_mib: int = 0
 
     @property
+    def cpu_used(self) -> float | None:
+        """The share of its host's CPUs that is busy; None: it has not told."""
+        return self.use.cpu if self.use is not None else None
+
+    @property
     def memory_used(self) -> float | None:
         """The share of its host's memory that is in use; None: it has not told."""
         return _share(self.use.memory_mib, self.host_memory_mib) if self.use is not None else None

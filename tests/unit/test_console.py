@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -202,7 +203,8 @@ def test_a_nodes_bar_turns_at_the_line_of_80_percent() -> None:
 
 
 def test_a_nodes_bars_show_what_is_in_use_as_far_as_its_host_has_told() -> None:
-    row = node_row(a_node("n1", memory_mib=8192), load(), None, None, may=True, use=Use(0.371, 2048))
+    told = replace(load(), use=Use(0.371, 2048), host_memory_mib=8192)
+    row = node_row(a_node("n1"), told, None, None, may=True)
     assert (row["cpu"]["used"], row["cpu"]["inUse"]) == (0.371, "37% in use")
     assert (row["memory"]["used"], row["memory"]["inUse"]) == (0.25, "25% in use")
     silent = node_row(a_node("n1"), load(), None, None, may=True)
