@@ -173,3 +173,14 @@ class FencingStage:
     def has_node(self, name: str) -> bool:
         """Whether a node is in the herd."""
         return self.stage.store.find(Node, name) is not None
+
+
+def until_fenced(herd: FencingStage, name: str, seconds: int = 120) -> float:
+    """Let time pass until there is evidence; give how long it took."""
+    for second in range(seconds):
+        herd.scan()
+        herd.settle()
+        found = herd.stage.store.find(NodeFencing, name)
+        if found is not None and found.status.phase.has_evidence:
+            return second
+    raise AssertionError(f"no evidence: {herd.fencing(name).status}")

@@ -1,7 +1,5 @@
 """Evidence that a lock contradicts: nothing is granted on it any more, and what nobody has claimed is called back."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from orchestrator.queues import Message
@@ -9,15 +7,7 @@ from orchestrator.resources import OperationType, VirtualMachine, VmPhase
 from orchestrator.services.failover import recover_node
 from orchestrator.services.operations import create_operation, new_operation
 from tests.fakes import Stage
-from tests.fencing import FencingStage
-
-
-@pytest.fixture
-def stage(redis_url: str) -> Iterator[Stage]:
-    stage = Stage(redis_url)
-    stage.add_nodes("n1", "n2", "n3", "n4")
-    yield stage
-    stage.close()
+from tests.fencing import FencingStage, until_fenced
 
 
 @pytest.fixture
@@ -26,10 +16,7 @@ def herd(stage: Stage) -> FencingStage:
     herd = FencingStage(stage, armed=True)
     stage.add_vm("a", "n1")
     herd.lose("n1")
-    for _ in range(60):
-        herd.scan()
-        herd.settle()
-    assert herd.fencing("n1").status.phase.has_evidence
+    until_fenced(herd, "n1")
     return herd
 
 

@@ -31,7 +31,7 @@ from orchestrator.services.nodes import set_labels, set_unschedulable
 from orchestrator.services.operations import create_operation, new_operation
 from orchestrator.store import keys
 from tests.fakes import Stage
-from tests.fencing import FencingStage, a_bmc
+from tests.fencing import FencingStage, a_bmc, until_fenced
 
 
 @pytest.fixture
@@ -499,17 +499,6 @@ def was_promoted(herd: FencingStage, monkeypatch: pytest.MonkeyPatch, **more: in
         return pipe
 
     monkeypatch.setattr(herd.stage.store.redis, "pipeline", told)
-
-
-def until_fenced(herd: FencingStage, name: str, seconds: int = 120) -> float:
-    """Let time pass until there is evidence; give how long it took."""
-    for second in range(seconds):
-        herd.scan()
-        herd.settle()
-        found = herd.stage.store.find(NodeFencing, name)
-        if found is not None and found.status.phase.has_evidence:
-            return second
-    raise AssertionError(f"no evidence: {herd.fencing(name).status}")
 
 
 def until_suspected(stage: Stage, herd: FencingStage) -> None:

@@ -14,7 +14,7 @@ from orchestrator.services.fencing import confirm, read_power, run_fencing
 from orchestrator.services.fencing.state import lease_of
 from orchestrator.services.nodes import set_unschedulable
 from tests.fakes import Stage
-from tests.fencing import FencingStage, a_bmc
+from tests.fencing import FencingStage, a_bmc, until_fenced
 
 
 @pytest.fixture
@@ -44,6 +44,17 @@ def attempt(herd: FencingStage, name: str) -> NodeFencing:
     services.begin(herd.ctx, name, "it is lost", lease(herd, name))
     run_fencing(herd.ctx, herd.tools, name)
     return herd.fencing(name)
+
+
+def lose_by_deadline(herd: FencingStage, name: str) -> None:
+    """Lose a node, with its watchdog's deadline for evidence; after that nobody acknowledges a suspicion again."""
+    herd.holding = True
+    herd.lose(name)
+    until_fenced(herd, name)
+    evidence = herd.fencing(name).status.evidence
+    assert evidence is not None
+    assert evidence.level is FenceLevel.DEADLINE
+    herd.holding = False
 
 
 class Died(Exception):
@@ -100,15 +111,7 @@ def test_one_whose_agent_is_stopped_may_be_the_one_that_was_cut(herd: FencingSta
 
 def test_one_that_was_fenced_and_boots_may_be_the_one_that_was_cut(herd: FencingStage) -> None:
     herd.configure("n1", bmc=a_bmc("n3"))
-    herd.holding = True
-    herd.lose("n3")
-    for _ in range(60):
-        herd.scan()
-        herd.settle()
-    evidence = herd.fencing("n3").status.evidence
-    assert evidence is not None
-    assert evidence.level is FenceLevel.DEADLINE
-    herd.holding = False
+    lose_by_deadline(herd, "n3")
     read_power(herd.ctx, herd.tools, "n1")
     herd.beating.discard("n1")
     assert attempt(herd, "n1").status.reason == "OthersLost"
@@ -161,16 +164,8 @@ def test_one_that_is_known_to_be_off_holds_nobody_up(herd: FencingStage, by: str
 def test_one_that_was_fenced_and_is_not_back_holds_others_up_until_a_person_says_it_is_off(
     herd: FencingStage, is_confirmed: bool
 ) -> None:
-    herd.holding = True
     herd.configure("n1", bmc=a_bmc("n1"))
-    herd.lose("n3")
-    for _ in range(40):
-        herd.scan()
-        herd.settle()
-    evidence = herd.fencing("n3").status.evidence
-    assert evidence is not None
-    assert evidence.level is FenceLevel.DEADLINE
-    herd.holding = False
+    lose_by_deadline(herd, "n3")
     if is_confirmed:
         confirm(herd.ctx, "n3", "alice")
         assert "has passed" in herd.fencing("n3").status.message
@@ -185,11 +180,7 @@ def test_one_that_was_fenced_and_is_not_back_holds_others_up_until_a_person_says
 
 
 def test_one_that_booted_since_it_was_fenced_is_not_confirmed(herd: FencingStage) -> None:
-    herd.holding = True
-    herd.lose("n3")
-    for _ in range(40):
-        herd.scan()
-    assert herd.fencing("n3").status.phase.has_evidence
+    lose_by_deadline(herd, "n3")
     herd.renew("n3", boot_id="b-next", generation="g-next")
     with pytest.raises(Refused, match="it has booted since it was fenced"):
         confirm(herd.ctx, "n3", "alice")
