@@ -19,7 +19,7 @@ from tests.lab.guest import Guest
 from tests.lab.herd import NODE_PROCESSES
 from tests.lab.host import LabHost
 from tests.lab.lab import Lab, require_lab
-from tests.lab.namespaces import REPOSITORY
+from tests.lab.namespaces import REPOSITORY, LabError
 from tests.lab.network import CONTROL_ADDRESS
 from tests.processes import has_ended
 from tests.waiting import wait_until
@@ -121,8 +121,11 @@ class Client:
         return status
 
     def nodes(self) -> dict[str, str]:
-        """By node, whether it is Ready."""
-        nodes = json.loads(self.vmherd("get", "node", "-o", "json"))["items"]
+        """By node, whether it is Ready; or why nobody can say, as just after a restart of Redis."""
+        try:
+            nodes = json.loads(self.vmherd("get", "node", "-o", "json"))["items"]
+        except LabError as error:
+            return {"nobody knows": str(error)}
         conditions = [(node["metadata"]["name"], c) for node in nodes for c in node["status"]["conditions"]]
         return {name: one["status"] for name, one in conditions if one["type"] == "Ready"}
 
