@@ -34,7 +34,7 @@ def remove_old_operations(ctx: Context) -> int:
     at = ctx.store.now()
     by_vm: dict[str, list[VirtualMachineOperation]] = defaultdict(list)
     for operation in ctx.store.all(VirtualMachineOperation):
-        if not operation.is_active:
+        if not operation.is_open:  # a superseded one holds slots and claims until its grant has ended
             by_vm[operation.vm_key].append(operation)
     old: list[VirtualMachineOperation] = []
     for operations in by_vm.values():

@@ -1,6 +1,7 @@
 """Stops, restarts, what supersedes what, deletion, and policies: the real services on a real Redis, over fake hosts."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 
@@ -21,6 +22,7 @@ from orchestrator.resources import (
 )
 from orchestrator.resources.drain import VmState
 from orchestrator.services import operations, vms
+from orchestrator.services.housekeeping import remove_old_operations
 from orchestrator.services.nodes import set_unschedulable
 from orchestrator.store import keys
 from tests.builders import a_vm
@@ -359,6 +361,27 @@ class TestSuperseding:
         stage.read()
         stage.play(lambda: stage.vm("a").status.phase is VmPhase.STOPPED)
         assert evict.key not in [o.key for o in stage.operations()]
+        assert_nothing_is_held(stage)
+
+    def test_housekeeping_leaves_a_superseded_one_until_its_grant_has_ended(self, stage: Stage) -> None:
+        """What it holds is not free before its hosts have told how it ended, however long that takes."""
+        stage.add_vm("a", "n1")
+        evict = stage.evict("a")
+        (message,) = stage.grant()
+        grant = stage.nodes["n1"].begin(message)
+        assert grant is not None
+        stage.read()
+        ask(stage, STOP, force=True)
+        old = stage.operation(evict)
+        assert (old.is_active, old.is_open) == (False, True)
+        long_ago = old.metadata.with_(creation_timestamp=stage.store.now() - timedelta(hours=25))
+        stage.store.must_commit(stage.store.batch().put(old, old.with_(metadata=long_ago)))
+        assert remove_old_operations(stage.ctx) == 0
+        stage.nodes["n1"].fall_back(grant)
+        stage.nodes["n1"].end(grant, "aborted")
+        stage.read()
+        stage.play(lambda: stage.vm("a").status.phase is VmPhase.STOPPED)
+        assert remove_old_operations(stage.ctx) == 1
         assert_nothing_is_held(stage)
 
 
