@@ -35,6 +35,7 @@ _QUIET_S: Final = 60.0
 """A watch that is told nothing for so long has lost its server: every 15 seconds it is told how far it is."""
 _LONGEST_REASON: Final = 500
 _LINES_WAITING: Final = 1_000
+_JOIN_S: Final = 2.0
 _REFUSED: Final = 400
 _BY_REASON: Final[Mapping[str, type[VmherdError]]] = {
     "NotFound": NotFound,
@@ -70,14 +71,20 @@ class ApiSession:
         headers = {"Accept": STORED, "User-Agent": "vmherd"}
         if place.token:
             headers["Authorization"] = f"Bearer {place.token}"
+        context = _context(place)
+
         # Nothing of the environment counts: a proxy would be sent the token, and a .netrc could replace it.
-        self._http = httpx.Client(
-            base_url=place.url,
-            headers=headers,
-            verify=_context(place),
-            timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
-            trust_env=False,
-        )
+        def connect() -> httpx.Client:
+            return httpx.Client(
+                base_url=place.url,
+                headers=headers,
+                verify=context,
+                timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
+                trust_env=False,
+            )
+
+        self._connect = connect
+        self._http = connect()
 
     def close(self) -> None:
         """Close all connections."""
@@ -98,7 +105,7 @@ class ApiSession:
 
     def _ask(self, request: httpx.Request) -> Any:
         try:
-            response = self._http.send(request)
+            response = self._send(request)
         except (httpx.ReadError, httpx.RemoteProtocolError, httpx.WriteError):
             response = self._once_more(request)
         except httpx.HTTPError as error:
@@ -117,7 +124,9 @@ class ApiSession:
         timeout = httpx.Timeout(timeout_s, connect=_CONNECT_S)
         headers = {"Content-Type": media} if content is not None else None
         try:
-            response = self._http.request(method, path, content=content, headers=headers, timeout=timeout)
+            response = self._send(
+                self._http.build_request(method, path, content=content, headers=headers, timeout=timeout)
+            )
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise self._away(error) from error
         except httpx.HTTPError as error:
@@ -135,7 +144,7 @@ class ApiSession:
         timeout = httpx.Timeout(_QUIET_S, connect=_CONNECT_S)
         request = self._http.build_request("GET", path, params=parameters, timeout=timeout)
         try:
-            response = self._http.send(request, stream=True)
+            response = self._send(request, stream=True)
         except httpx.HTTPError as error:
             raise self._away(error) from error
         if response.status_code >= _REFUSED:
@@ -150,9 +159,20 @@ class ApiSession:
 
     def _once_more(self, request: httpx.Request) -> httpx.Response:
         try:
-            return self._http.send(request)
+            return self._send(request)
         except httpx.HTTPError as error:
             raise self._away(error) from error
+
+    def _send(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
+        try:
+            return self._http.send(request, stream=stream)
+        except Exception:
+            raise
+        except BaseException:
+            # Ctrl-C comes between any two instructions: locks of its pool may be held for ever, connections be half
+            # used. It is left as it is, since closing it takes those locks; what is asked now goes by another.
+            self._http = self._connect()
+            raise
 
     def _away(self, error: httpx.HTTPError) -> VmherdError:
         verification = _verification(error)
@@ -191,7 +211,7 @@ class Stream:
         if connection is not None:
             with contextlib.suppress(OSError):  # it is closed already
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)  # wakes the thread, which may wait for a line
-        self._thread.join()
+        self._thread.join(_JOIN_S)  # not for ever: Ctrl-C may have left a lock held that it waits for
 
     def _read(self) -> None:
         begun = b""

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from httpcore._synchronization import ThreadLock
 
 from orchestrator import Cluster
 from orchestrator.api.tls import ensure_certificate
+from orchestrator.client import Scope
 from orchestrator.client.place import Place
 from orchestrator.client.remote import RemoteClient
 from orchestrator.client.session import ApiSession
@@ -601,6 +603,26 @@ class TestCluster:
         assert seen == sorted(set(seen)), "none doubled, none out of order"
         assert {20, 40, 100} <= set(seen)
         assert operation.phase is OperationPhase.COMPLETED
+
+    def test_what_is_asked_after_ctrl_c_inside_a_request_is_answered(
+        self, root: Remote, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It may come where httpx has just taken a lock, and leave it held; a watch's thread then waits for that."""
+        root.store.must_commit(root.store.batch().create(a_node("h1")))
+
+        def interrupted(lock: ThreadLock) -> ThreadLock:
+            lock._lock.acquire()
+            is_main = threading.current_thread() is threading.main_thread()
+            if is_main and any(thread.name.startswith("watch ") for thread in threading.enumerate()):
+                monkeypatch.undo()
+                raise KeyboardInterrupt
+            return lock
+
+        monkeypatch.setattr(ThreadLock, "__enter__", interrupted)
+        changes = cluster.client.watch(Scope((NodeDrain, VirtualMachineOperation)), 0)
+        with pytest.raises(KeyboardInterrupt):
+            next(changes)
+        assert [node.name for node in cluster.nodes()] == ["h1"]
 
     def test_all_else(self, root: Remote, cluster: Cluster) -> None:
         root.store.must_commit(root.store.batch().create(a_node("h1")).create(a_node("h2")))
