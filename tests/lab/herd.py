@@ -167,7 +167,7 @@ class LabHerd:
         """Start a witness beside the control plane, with a Redis user of its own."""
         nodes.add_witness(self.cluster.context, name)
         env = self.environment(VMHERD_REDIS_URL=self._node_url(name, is_witness=True), VMHERD_NODE=name)
-        argv = self._argv(name, ["run", "witness"], None)
+        argv = ["chrt", "--rr", "50", *self._argv(name, ["run", "witness"], None)]  # as its unit has it
         self.processes[name] = self.lab.supervise(
             lambda: self.lab.control.popen(argv, env=env, log=name, cwd=self._source), name
         )

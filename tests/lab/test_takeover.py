@@ -7,6 +7,7 @@ on afterwards. No VM ever runs twice. One lab for all; each test puts right what
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -74,6 +75,17 @@ def fencings(herd: LabHerd) -> dict[str, tuple[FencePhase, str]]:
         if status.phase is not FencePhase.IDLE:
             found[host] = (status.phase, status.reason)
     return found
+
+
+@contextmanager
+def cut_off(herd: LabHerd, *hosts: str) -> Iterator[None]:
+    """Let nothing that these hosts send reach the control plane and Redis."""
+    rules = [["INPUT", "-s", herd.lab.host(host).address, "-j", "DROP"] for host in hosts]
+    with ExitStack() as healing:
+        for rule in rules:
+            herd.lab.control.run(["iptables", "-I", *rule])
+            healing.callback(herd.lab.control.run, ["iptables", "-D", *rule])
+        yield
 
 
 def times_fenced(herd: LabHerd) -> int:
@@ -170,21 +182,14 @@ def test_redis_full_or_away_for_a_minute_costs_nobody_a_host(herd: LabHerd) -> N
 def test_redis_and_control_cut_off_from_all_and_back_for_some_first_costs_nobody_a_host(herd: LabHerd) -> None:
     before, fenced, machine = resets(herd), times_fenced(herd), start_blank(herd, "h1")
     timing = lease(herd, "h1").timing
-    space = herd.lab.control
-    rules = {host.name: ["INPUT", "-s", host.address, "-j", "DROP"] for host in herd.lab.hosts}
-    for rule in rules.values():
-        space.run(["iptables", "-I", *rule])
-    try:
-        # The control plane has its Redis all the time, and sees all leases run out.
-        assert wait_for_silence(herd, timing.lease_ttl + timing.margin + timing.ack_wait) == set()
-        # A worker that was held up begins anew, and says this only after its whole time.
-        wait_until(lambda: {why for _, why in fencings(herd).values()} == {"TooManyLost"}, 60, "too many are lost")
-    finally:
-        space.run(["iptables", "-D", *rules["h2"]])
+    with cut_off(herd, "h1", "h3", "h4"):
+        with cut_off(herd, "h2"):
+            # The control plane has its Redis all the time, and sees all leases run out.
+            assert wait_for_silence(herd, timing.lease_ttl + timing.margin + timing.ack_wait) == set()
+            # A worker that was held up begins anew, and says this only after its whole time.
+            wait_until(lambda: {why for _, why in fencings(herd).values()} == {"TooManyLost"}, 60, "too many are lost")
         sequence = lease(herd, "h2").sequence
         wait_until(lambda: lease(herd, "h2").sequence > sequence, 30, "h2 renews", interval=0.05)
-        for host in ("h1", "h3", "h4"):
-            space.run(["iptables", "-D", *rules[host]])
     settle(herd)
     wait_until(lambda: fencings(herd) == {}, 60, "nobody is suspect any more")
     only_reset(herd, before)
