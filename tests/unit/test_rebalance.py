@@ -101,7 +101,7 @@ def test_what_is_left_wrong_has_no_way_out(herd: SmallHerd) -> None:
 def test_the_least_memory_is_moved() -> None:
     """Beside the true optimum of all sequences of moves, over small herds that can be put right as a whole."""
     same, dearer, worst = 0, 0, 1.0
-    for seed in range(90):
+    for seed in range(240):
         herd = random_herd(Random(seed), nodes=4, vms=8, with_rules=seed % 2 == 0)
         try:
             best = herd.optimum_gib(most=1500)
@@ -118,7 +118,7 @@ def test_the_least_memory_is_moved() -> None:
         same += cost == best
         dearer += cost > best
         worst = max(worst, cost / best)
-    assert same + dearer > 15
+    assert same + dearer > 60, "herds that have something to repair, and an optimum that is found"
     assert same >= 0.9 * (same + dearer)
     assert worst <= 1.5
 
