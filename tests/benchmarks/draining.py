@@ -11,12 +11,12 @@ import heapq
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import count
 
-from orchestrator.planner.drain import Job, by_remaining_work, lower_bound_s
+from orchestrator.planner.drain import Job, by_remaining_work, lower_bound_s, plan_drain
 from orchestrator.planner.draining import Scene, next_step
 from orchestrator.planner.maintaining import STEADY, claimed, hook_ended, in_sight, next_maintenance
 from orchestrator.planner.migration import Go, plan_grants
@@ -33,7 +33,7 @@ from orchestrator.resources import (
     VirtualMachine,
     VirtualMachineOperation,
 )
-from orchestrator.resources.drain import DrainStatus
+from orchestrator.resources.drain import DrainPhase, DrainStatus
 from orchestrator.resources.maintenance import MaintenancePhase, MaintenanceSpec, NodeStage
 from orchestrator.services.herd import YET_TO_COME
 from orchestrator.settings import FIVE_GBIT_IN_MIB_S
@@ -143,20 +143,38 @@ class Model:
         began = time.process_time()
         vms = {Key(o.vm_key): self.vms[Key(o.vm_key)] for o in waiting}
         ordered = by_remaining_work(sorted(waiting, key=lambda o: (o.priority, o.created_version)), vms)
-        snapshot = Snapshot(
-            now=NOW + timedelta(seconds=self.now),
-            nodes=self.nodes,
-            vms=vms,
-            pending=ordered,
-            migrating=len(self.running),
-            limits=Limits(outbound_per_node=1, inbound_per_node=1),
-            residents=self.residents,
-        )
-        for decision in plan_grants(snapshot):
+        for decision in plan_grants(self.snapshot(vms, ordered)):
             if isinstance(decision, Go):
                 self._begin(decision)
         self.planning_s += time.process_time() - began
         self.passes += 1
+
+    def snapshot(
+        self, vms: Mapping[Key, VirtualMachine], pending: tuple[VirtualMachineOperation, ...] = ()
+    ) -> Snapshot:
+        """The herd as planners are shown it."""
+        return Snapshot(
+            now=NOW + timedelta(seconds=self.now),
+            nodes=self.nodes,
+            vms=vms,
+            pending=pending,
+            migrating=len(self.running),
+            limits=Limits(outbound_per_node=1, inbound_per_node=1),
+            residents=self.residents,
+        )
+
+    def admit(self, away: Iterable[str], candidate: str) -> str:
+        """Say why a node can't be emptied besides those that are away, as `services.maintenances` does."""
+        draining = {name for name, drain in self.drains.items() if drain.status.phase is DrainPhase.DRAINING}
+        gone = {*away, *draining}
+        plan = plan_drain(
+            self.snapshot({}),
+            [self.vms[key] for key in self.on[candidate]],
+            away=frozenset({*gone, candidate}),
+            bandwidth_mib_s=FIVE_GBIT_IN_MIB_S,
+            besides=[self.vms[key] for name in gone for key in self.on[name]],
+        )
+        return plan.problem()
 
     def _begin(self, go: Go) -> None:
         memory_mib = go.vm.running_spec.memory_mib
@@ -243,15 +261,25 @@ def rolling(vms_per_node: int) -> tuple[list[Figure], Model]:
     state.look()
     makespan = model.run()
     assert state.maintenance.status.phase is MaintenancePhase.COMPLETED
-    work: defaultdict[str, float] = defaultdict(lambda: HOOK_S + STEADY.total_seconds())
+    # What can't be done without: each VM leaves its node once, and each node has its hook.
+    needed = dict.fromkeys(names, HOOK_S)
+    first: set[Key] = set()
     for job in model.jobs:
-        work[job.source] += job.seconds
-    total = sum(work[name] for name in names)
-    bound = max(*work.values(), total / PARALLEL)
+        if job.vm not in first:
+            first.add(job.vm)
+            needed[job.source] += job.seconds
     title = f"all {NODES} nodes, {PARALLEL} at a time, a hook of {HOOK_S:.0f} s each"
-    figures = _figures(title, makespan, bound, model)
+    steady = STEADY.total_seconds()
+    figures = _figures(title, makespan, _rolling_bound(needed, steady), model)
+    figures.append(Figure(f"... without the {steady:.0f} s of Ready", makespan / _rolling_bound(needed, 0), "x"))
     figures.append(Figure("migrations for each VM (1 at least)", len(model.jobs) / len(model.vms), "x"))
     return figures, model
+
+
+def _rolling_bound(needed: Mapping[str, float], besides: float) -> float:
+    """The longest turn of a node, and all turns over the nodes that are away at a time."""
+    turns = [seconds + besides for seconds in needed.values()]
+    return max(*turns, sum(turns) / PARALLEL)
 
 
 @dataclass
@@ -265,7 +293,7 @@ class _Rolling:
         now = NOW + timedelta(seconds=self.model.now)
         while True:
             nodes = {name: self._node(name) for name in in_sight(self.maintenance)}
-            decided = next_maintenance(self.maintenance, nodes, self.model.drains, lambda *_: "", now)
+            decided = next_maintenance(self.maintenance, nodes, self.model.drains, self.model.admit, now)
             self.maintenance = decided.maintenance
             for name in decided.drain:
                 self.model.drain(name)
