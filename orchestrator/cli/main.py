@@ -7,6 +7,8 @@ A command's module is imported when that command is wanted, so `get` does not wa
 """
 
 import os
+import signal
+import sys
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -31,6 +33,7 @@ VERSION_EXAMPLE = """Example:
 
 $ vmherd version -o json
 """
+_AGAIN_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,7 @@ def version(output: AsDocument = None) -> None:
 
 def main() -> None:
     """Run the command."""
+    sys.unraisablehook = _press_again
     try:
         app()
     except Exception as error:
@@ -140,6 +144,15 @@ def main() -> None:
             raise
         tell(explain(error))
         raise SystemExit(1) from None
+
+
+def _press_again(dropped: "sys.UnraisableHookArgs") -> None:
+    """Have Ctrl-C come once more where Python drops it: where it comes while a destructor runs."""
+    if issubclass(dropped.exc_type, KeyboardInterrupt):
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+    else:
+        sys.__unraisablehook__(dropped)
 
 
 def explain(error: Exception) -> str:

@@ -120,6 +120,10 @@ def redis_errors(client: "redis.Redis") -> Iterator[None]:
         if "executing the script can't" in str(error):  # NOPERM, as a script's caller is told it
             raise StoreUnavailable(f"Redis at {where(client)} does not permit this user to do that: {error}") from error
         raise
+    except (KeyboardInterrupt, SystemExit):
+        # It comes between any two instructions: a reply may be left unread, and would be taken for the next command's.
+        client.connection_pool.disconnect(inuse_connections=False)
+        raise
 
 
 @cache

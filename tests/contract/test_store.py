@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from redis.connection import AbstractConnection
 
 from orchestrator.errors import AlreadyExists, Conflict, NotFound, StoreUnavailable, VersionExpired
 from orchestrator.resources import Event, Node, VirtualMachine, VirtualMachineOperation, event_about
@@ -318,6 +319,24 @@ def lossy(redis_server: RedisServer, store: Store) -> Iterator[tuple[Proxy, Stor
         mine = Store(connect(f"redis://127.0.0.1:{proxy.port}/0"), Settings())
         yield proxy, mine
         mine.close()
+
+
+class TestInterrupted:
+    def test_a_reply_that_ctrl_c_left_unread_is_not_taken_for_the_next_ones(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        create(store, a_node("n1"))
+        create(store, a_node("n2"))
+
+        def interrupted(connection: AbstractConnection, *args: object, **kwargs: object) -> object:
+            """Ctrl-C comes as the function is entered, before anything of redis-py sees to the connection."""
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(AbstractConnection, "read_response", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.get(Node, "n1")
+        assert store.get(Node, "n2").name == "n2"
 
 
 class TestTryingOut:

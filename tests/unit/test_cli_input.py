@@ -1,5 +1,7 @@
 """What people write: on the command line and in manifests."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +226,29 @@ def test_errors_in_one_line() -> None:
     assert explain(NotFound("Node 'x' not found")) == "Node 'x' not found"
     assert explain(FileNotFoundError(2, "No such file or directory", "vm.yaml")) == "vm.yaml: No such file or directory"
     assert explain(KeyError("x")) == "unexpected KeyError: 'x' (VMHERD_DEBUG=1 shows where)"
+
+
+def test_ctrl_c_while_a_destructor_runs_is_not_lost() -> None:
+    """Python drops what is raised there."""
+    code = """
+import os, signal, sys, time
+from orchestrator.cli.main import main
+
+class Closing:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+def wait_for_ever(*words):
+    Closing()
+    while True:
+        time.sleep(10)
+
+sys.modules["orchestrator.cli.main"].app = wait_for_ever
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, timeout=20, check=False)
+    assert done.stderr.splitlines()[-1] == "KeyboardInterrupt"
 
 
 def written(folder: Path, text: str) -> str:
