@@ -151,6 +151,9 @@ class Server:
         if status["code"] == CODES["InternalError"]:
             log.error("a request failed", verb=asked.verb, exc_info=error)
         headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else None
+        if status["code"] == CODES["ServiceUnavailable"] and asked.verb != "create":
+            # kubectl asks again by that, ten times. What it creates may have been stored though no answer came.
+            headers = {"Retry-After": "1"}
         return json_answer(to_json(status), status["code"], headers)
 
     def _audit(self, request: Request, asked: Asked, outcome: int, message: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -464,3 +465,18 @@ def test_rights(server: ApiProcess, herd: Vmherd) -> None:
     assert "Unauthorized" in viewer.refused("get", "vm") or "logged in" in viewer.refused("get", "vm")
     (server.folder / "looks.kubeconfig").unlink()
     assert herd.operations() == []
+
+
+def test_it_goes_on_after_a_restart_of_redis(durable_redis: RedisServer, tmp_path: Path) -> None:
+    """Reading and writing: a server without Redis says when to ask again."""
+    with Processes(durable_redis.url, tmp_path) as processes:
+        kubectl = ApiProcess(processes, tmp_path, durable_redis.url).wait_ready().kubectl()
+        kubectl.ok("create", "-f", "-", stdin=vm_manifest("a"))
+        durable_redis.kill()
+        with kubectl.beside("get", "vm", "-o", "name") as reading, kubectl.beside("delete", "vm", "a") as writing:
+            with pytest.raises(subprocess.TimeoutExpired):
+                reading.process.wait(2)
+            assert writing.process.poll() is None
+            durable_redis.start()
+            assert (reading.ended(), writing.ended()) == (0, 0), (reading.lines, writing.lines)
+        assert kubectl.ok("get", "vm", "-o", "name") == ""
