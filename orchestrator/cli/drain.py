@@ -4,8 +4,8 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import Iterable
-from datetime import timedelta
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import typer
@@ -93,7 +93,10 @@ def drain(  # noqa: PLR0913, PLR0917 - a command's options
                 plan = client.plan_drain(names, spec)
             _show_plan(names, plan, output)
             return
+        begun: list[NodeDrain] | None = None
+        before: dict[str, NodeDrain | None] = {}
         try:
+            before = {name: client.find(NodeDrain, Key(name)) for name in names}
             with working("looks for a place for each VM"):
                 begun = client.begin_drains(names, spec)
             if output is not None:
@@ -104,7 +107,7 @@ def drain(  # noqa: PLR0913, PLR0917 - a command's options
             if wait:
                 _watch(client, begun)
         except KeyboardInterrupt:
-            _stop(client, names)
+            _stop(client, names if begun is not None else _begun_since(client, before))
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -203,21 +206,26 @@ class _View:
         if isinstance(found, Loaded):
             for resource in found.resources[VirtualMachineOperation.kind_name].values():
                 self._take(resource)
-            for resource in found.resources[NodeDrain.kind_name].values():
-                self._take(resource)
+            for name in self.drains:
+                self._follow(name, found.resources[NodeDrain.kind_name].get(Key(name)))
+        elif isinstance(found.resource, NodeDrain) and found.resource.name in self.drains:
+            self._follow(found.resource.name, None if found.type is ChangeType.DELETED else found.resource)
         elif found.type is not ChangeType.DELETED:
             self._take(found.resource)
         for name in self.drains:
             self._show(name)
 
     def _take(self, resource: object) -> None:
-        match resource:
-            case NodeDrain() if resource.name in self.drains:
-                self.drains[resource.name] = resource
-            case VirtualMachineOperation():
-                self.operations[resource.key] = resource
-            case _:
-                pass
+        if isinstance(resource, VirtualMachineOperation):
+            self.operations[resource.key] = resource
+
+    def _follow(self, name: str, current: object) -> None:
+        drain = self.drains[name]
+        if isinstance(current, NodeDrain) and current.metadata.uid == self._uids[name]:
+            self.drains[name] = current
+        elif drain.status.phase is DrainPhase.DRAINING:  # gone, or another one bears its name
+            other = "" if current is None else ", and the node has another drain by now"
+            self.drains[name] = drain.with_status(phase=DrainPhase.CANCELLED, message=f"it was deleted{other}")
 
     def by_name(self, drain: NodeDrain) -> dict[str, VirtualMachineOperation]:
         """Give the operations that a drain names."""
@@ -280,6 +288,39 @@ def _watch(client: Client, begun: list[NodeDrain]) -> None:
         else:
             failures.add(f"node/{name}: {drain.status.message}")
     failures.end()
+
+
+def _begun_since(client: Client, before: Mapping[str, NodeDrain | None]) -> list[str]:
+    """Name the nodes whose drain this command began before it was interrupted; say of the others what is known.
+
+    A drain that somebody else began is not ours to end, and of a request whose answer never came nobody knows.
+
+    Args:
+        client: To look with.
+        before: Each node's drain, as it was when the command began.
+    """
+    ours = []
+    for name, was in before.items():
+        look = f"vmherd describe drain {name}"
+        try:
+            drain = client.find(NodeDrain, Key(name))
+        except VmherdError as error:
+            tell(f"node {name}: whether its drain has begun is not known: {error}. {look}")
+            continue
+        is_draining = drain is not None and drain.status.phase is DrainPhase.DRAINING
+        if drain is None or not is_draining:
+            tell(f"node {name}: no drain of it has begun; if a request was still under way, {look} tells")
+        elif _identity(drain) != _identity(was) and drain.spec.requested_by == who():
+            ours.append(name)
+        else:
+            by = drain.spec.requested_by or drain.spec.cause.value
+            tell(f"node {name}: it is being drained, as {by} asked, and that goes on. {look}")
+    return ours
+
+
+def _identity(drain: NodeDrain | None) -> tuple[str, datetime | None]:
+    """Tell a drain from another of the same node: it may be begun anew under the same document."""
+    return ("", None) if drain is None else (drain.metadata.uid, drain.status.started_at)
 
 
 def _stop(client: Client, nodes: list[str]) -> None:

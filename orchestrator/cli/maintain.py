@@ -207,9 +207,12 @@ class _Executor:
                 self._take(found)
                 try:
                     self._tend()
+                    is_over = self._is_over()
                 except (StoreUnavailable, OutcomeUnknown) as error:
-                    tell(f"{error}; goes on when it is back")
-                if self._is_over():
+                    is_over = self._is_interrupted and not self.runs
+                    more = f"it could not be paused: vmherd maintenance pause {self.maintenance.name}"
+                    tell(f"{error}; {more if is_over else 'goes on when it is back'}")
+                if is_over:
                     break
 
     def _take(self, found: Loaded | Change | None) -> None:

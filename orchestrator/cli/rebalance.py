@@ -57,7 +57,8 @@ def rebalance(
 ) -> None:
     """Put right where virtual machines are: first what breaks their rules, then nodes with too much reserved.
 
-    It does so by itself, once in an interval, while it is on. Without an option, it is done now, on or off.
+    It does so by itself, once in an interval, while it is on. Without an option, it is done now, on or off. The
+    policy's hold is for its own scans: by hand a node is relieved at once.
     """
     wanted = dict(_change(text) for text in changes or ())
     if on is not None:

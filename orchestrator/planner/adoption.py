@@ -173,9 +173,9 @@ def _plan_machine(
     refusals: list[str],
     roots: tuple[ET.Element, ET.Element],
 ) -> Planned:
-    inactive, _ = roots
+    inactive, live = roots
     refusals = [*refusals, *_refuse_devices(roots)]
-    findings: list[str] = []
+    findings = _ends(live)
     cores, memory = _cores(domain), _memory(inactive)
     if cores != domain.vcpus:
         findings.append(f"{domain.vcpus} of its {cores} vCPUs are online; vmherd starts it with all")
@@ -246,6 +246,26 @@ def _refuse_devices(roots: tuple[ET.Element, ET.Element]) -> list[str]:
     ):
         refusals.append("its TPM has no persistent_state='yes': a transient domain's TPM is emptied when it stops")
     return refusals
+
+
+def _ends(live: ET.Element) -> list[str]:
+    """Say where its guest's reboot, poweroff or crash does not come to what vmherd gives a domain at a start.
+
+    What runs keeps these until then: libvirt can't change them of a running domain.
+    """
+    texts = {
+        ("on_reboot", "destroy"): "a reboot counts as a power-off",
+        ("on_reboot", "preserve"): "a reboot counts as a power-off",
+        ("on_poweroff", "restart"): "a guest that powers itself off is booted again",
+        ("on_crash", "preserve"): "a guest that crashes stays on its node until it is restarted",
+        ("on_crash", "restart"): "a guest that crashes is booted again by its host, and nothing tells of it",
+    }
+    found = ((event, (live.findtext(event) or "").strip().removeprefix("coredump-")) for event, _ in texts)
+    return [
+        f"its {event} is {action}: {texts[event, action]}, until its next start by vmherd"
+        for event, action in dict.fromkeys(found)
+        if (event, action) in texts
+    ]
 
 
 def _host_devices(root: ET.Element) -> list[str]:

@@ -22,6 +22,7 @@ from orchestrator.resources import (
     Node,
     OperationPhase,
     OperationType,
+    Priority,
     Reason,
     RunPolicy,
     VirtualMachine,
@@ -256,16 +257,31 @@ def _look(scene: Scene, key: str, found: _Found) -> VmDrain:
     if vm is None:
         return before if before.state is VmState.LEFT else _gone(before, "was deleted", scene.now)
     before = before.with_(memory_mib=vm.running_spec.memory_mib)
-    if not is_on(vm, scene.drain.name):
-        return _left(scene, before, vm)
     operation = scene.operations.get(key)
+    if not is_on(vm, scene.drain.name):
+        if before.state is VmState.RETURNING:
+            return _called_back(scene, before, operation, found)
+        return _left(scene, before, vm)
     if operation is not None:
-        return _under_way(scene, before, operation)
+        return _under_way(scene, before, operation, found)
     if before.state is VmState.MOVING and (failed := _failed(scene, before, vm, found)) is not None:
         return failed
     if before.not_before is not None and before.not_before > scene.now:
         return before
     return _begun(scene, before, vm, found)
+
+
+def _called_back(scene: Scene, before: VmDrain, operation: VirtualMachineOperation | None, found: _Found) -> VmDrain:
+    """Say what becomes of one that was on its way home when this drain began.
+
+    What has a grant is aborted as any migration to the node. It is kept in sight until it has ended, since it may be
+    too late for that; the VM may still be brought home later.
+    """
+    if operation is None or operation.name != before.operation:
+        return before.with_(state=VmState.LEFT, left_at=scene.now, message="")
+    if operation.status.grant is None and operation.metadata.deletion_timestamp is None:
+        found.drop.append(operation)
+    return before.with_(message=f"{operation.name}, which would bring it here, is aborted")
 
 
 def _gone(before: VmDrain, why: str, now: datetime) -> VmDrain:
@@ -285,12 +301,26 @@ def _left(scene: Scene, before: VmDrain, vm: VirtualMachine) -> VmDrain:
     return _gone(before, why, scene.now).with_(target=target, moved=ours, failures=0)
 
 
-def _under_way(scene: Scene, before: VmDrain, operation: VirtualMachineOperation) -> VmDrain:
+def _under_way(scene: Scene, before: VmDrain, operation: VirtualMachineOperation, found: _Found) -> VmDrain:
     is_ours = operation.metadata.annotations.get(DRAIN_ANNOTATION) == scene.drain.name
+    if operation.spec.type.is_migration and not is_ours and _gives_way(operation):
+        if operation.metadata.deletion_timestamp is None:
+            found.drop.append(operation)
+        text = f"{operation.name} gives way to its evacuation"
+        return before.with_(state=VmState.WAITING, operation="", not_before=None, message=text)
     if operation.spec.type.is_migration or is_ours:
         return before.with_(state=VmState.MOVING, operation=operation.name, not_before=None, message="")
     text = f"waits for the end of {operation.name} ({operation.spec.type.value})"
     return before.with_(state=VmState.WAITING, operation="", not_before=None, message=text)
+
+
+def _gives_way(operation: VirtualMachineOperation) -> bool:
+    """Whether another's migration is dropped for an evacuation: no person asked for it, and it has no grant.
+
+    It would wait behind all evacuations, perhaps for a certain node that has no room, and nobody who ends the drain
+    would end it. One with a grant goes on: the VM is moved once.
+    """
+    return operation.priority is not Priority.PERSON and operation.status.grant is None
 
 
 def _failed(scene: Scene, before: VmDrain, vm: VirtualMachine, found: _Found) -> VmDrain | None:

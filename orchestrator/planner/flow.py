@@ -360,6 +360,9 @@ def _completed_stop(
         new = operation.with_status(grant=None, attempts=0, progress=50, target_node="", avoid=())
         new = say(new, Reason.RESTART_IN_PROGRESS, f"stopped on node {grant.node} ({how}); it is started again", now)
         halfway = vm and stopped_vm(vm, RESTARTING, f"restarted by {operation.name}", reading.counter, now)
+        running = find_condition(vm.status.conditions, "Running") if vm is not None else None
+        if vm is not None and halfway is not None and running is not None and running.reason == CRASHED:
+            halfway = halfway.with_status(failures=vm.status.failures)  # what was left of a crash: it counts on
         return Transition(new, halfway, (Note("StoppedForRestart", how),), ended=True)
     new = _close(operation, OperationPhase.COMPLETED, now).with_status(progress=100)
     if not operation.status.superseded_by:

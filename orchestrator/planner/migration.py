@@ -16,6 +16,7 @@ from typing import assert_never
 from orchestrator.planner.convergence import PolicyConflict, throttles
 from orchestrator.planner.neighbours import Neighbours
 from orchestrator.planner.placement import Company, Demand, choose_node, class_obstacle, move_demand, start_demand
+from orchestrator.planner.policy import has_crashed
 from orchestrator.planner.preflight import (
     Target,
     find_target,
@@ -257,12 +258,7 @@ def _decide_migration(work: _Work, operation: VirtualMachineOperation, vm: Virtu
     if isinstance(conflict, PolicyConflict):
         return Fail(operation, Reason.NOT_APPLICABLE_FOR_LIVE_MIGRATION_POLICY, conflict.message)
     if vm.status.phase is not VmPhase.RUNNING:
-        if not vm.status.phase.occupies_node and operation.priority is not Priority.PERSON:
-            return NothingToMove(operation, vm)  # what it was to leave, it has left
-        if not vm.status.phase.occupies_node:  # else its policy, which waits for this operation, never starts it
-            message = f"{vm.name} is {vm.status.phase}, only a Running VM migrates"
-            return Fail(operation, Reason.NOT_APPLICABLE_FOR_PHASE, message)
-        return Wait(operation, Reason.NOT_READY, f"waits until {vm.name} is Running (it is {vm.status.phase})")
+        return _decide_unready(operation, vm)
     if waiting := _holds(snapshot, operation, vm):
         return waiting
     if source not in nodes or not nodes[source].ready:
@@ -283,6 +279,19 @@ def _decide_migration(work: _Work, operation: VirtualMachineOperation, vm: Virtu
         return Go(operation, vm, source, target.node, Action.MIGRATE, is_bound=demand.company is not None)
     wait = _wait_for_target(operation, target)
     return Check(wait, vm, target.ask) if target.ask else wait
+
+
+def _decide_unready(operation: VirtualMachineOperation, vm: VirtualMachine) -> Decision:
+    """Decide on the migration of a VM that is not Running. Its policy, which may be to start it, waits for its end."""
+    if has_crashed(vm):
+        message = f"{vm.name} has crashed, only a Running VM migrates"
+        return Fail(operation, Reason.NOT_APPLICABLE_FOR_PHASE, message)
+    if vm.status.phase.occupies_node:
+        return Wait(operation, Reason.NOT_READY, f"waits until {vm.name} is Running (it is {vm.status.phase})")
+    if operation.priority is not Priority.PERSON:
+        return NothingToMove(operation, vm)  # what it was to leave, it has left
+    message = f"{vm.name} is {vm.status.phase}, only a Running VM migrates"
+    return Fail(operation, Reason.NOT_APPLICABLE_FOR_PHASE, message)
 
 
 def _wait_for_target(operation: VirtualMachineOperation, target: Target) -> Wait:

@@ -7,6 +7,9 @@ A reading that began before the VM's stop was told does not bring it back: the a
 a settlement's answer may come between them. The stop's own event would then be taken for another stop, that nobody
 asked for.
 
+A guest that crashed, and whose domain its host keeps, has crashed as any other; but its VM stays where it is until that
+domain is destroyed (`planner.policy`).
+
 A copy of a lower incarnation is never taken for the VM, whatever becomes of either; a higher one is what runs, and the
 record had lost its start (a failover of Redis).
 """
@@ -15,8 +18,16 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from orchestrator.planner.flow import Note
-from orchestrator.planner.policy import CRASHED, DESTROYED, POWERED_OFF, STOPPED_BY_NODE, is_to_start
-from orchestrator.planner.standing import shown_phase, stopped_vm
+from orchestrator.planner.policy import (
+    CRASHED,
+    DESTROYED,
+    POWERED_OFF,
+    STOPPED_BY_NODE,
+    has_crashed,
+    is_to_start,
+    next_step,
+)
+from orchestrator.planner.standing import crashed_vm, shown_phase, stopped_vm
 from orchestrator.resources import Condition, SeenDomain, VirtualMachine, VmPhase, find_condition, with_condition
 
 ABSENT = "absent"
@@ -30,7 +41,6 @@ _PHASES = {
     "paused": VmPhase.PAUSE,
     "postcopy-failed": VmPhase.PAUSE,
     "shutdown": VmPhase.STOPPING,
-    "crashed": VmPhase.STOPPED,
     "shutoff": VmPhase.STOPPED,
 }
 _STOPS = {
@@ -78,6 +88,8 @@ def observe(vm: VirtualMachine, node: str, seen: SeenDomain, now: datetime) -> O
         if seen.state != "running" or status.elsewhere == node:
             return Observation()
         return Observation(vm.with_status(elsewhere=node))
+    if seen.state == "crashed" and not status.elsewhere:
+        return _observe_crashed(vm, node, seen, now)
     notes: tuple[Note, ...] = ()
     if status.elsewhere and status.node_name == node and seen.state == "running":
         notes = (
@@ -146,13 +158,30 @@ def _observe_absent(vm: VirtualMachine, node: str, seen: SeenDomain, now: dateti
     if seen.by_host:
         reason, message = STOPPED_BY_NODE, f"node {node} was shut down"
     stopped = stopped_vm(vm, reason, message, seen.counter, now)
-    notes: tuple[Note, ...] = (Note("Stopped", message, warning=reason == CRASHED),)
-    until = stopped.status.not_before
-    if until is not None and until > now and is_to_start(stopped):
-        wait_s = round((until - now).total_seconds())
-        times = stopped.status.failures
-        notes += (Note("BackOff", f"it stopped {times} times in a row; started again after {wait_s} s", warning=True),)
-    return Observation(stopped, notes)
+    notes = (Note("Stopped", message, warning=reason == CRASHED),)
+    return Observation(stopped, notes + (_backoff_notes(stopped, now) if is_to_start(stopped) else ()))
+
+
+def _observe_crashed(vm: VirtualMachine, node: str, seen: SeenDomain, now: datetime) -> Observation:
+    status = vm.status
+    if has_crashed(vm) and status.node_name == node and node not in status.outdated:
+        return Observation()
+    crashed = crashed_vm(vm, node, seen.counter, now).with_status(
+        incarnation=max(seen.incarnation, status.incarnation),
+        outdated=tuple(name for name in status.outdated if name != node),
+    )
+    running = find_condition(crashed.status.conditions, "Running")
+    notes = (Note("Crashed", running.message if running is not None else "", warning=True),)
+    return Observation(crashed, notes + (_backoff_notes(crashed, now) if next_step(crashed) is not None else ()))
+
+
+def _backoff_notes(vm: VirtualMachine, now: datetime) -> tuple[Note, ...]:
+    until = vm.status.not_before
+    if until is None or until <= now:
+        return ()
+    wait_s = round((until - now).total_seconds())
+    times = vm.status.failures
+    return (Note("BackOff", f"it stopped {times} times in a row; started again after {wait_s} s", warning=True),)
 
 
 def _there(vm: VirtualMachine, node: str, seen: SeenDomain, phase: VmPhase, now: datetime) -> VirtualMachine:

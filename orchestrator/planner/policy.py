@@ -3,6 +3,9 @@
 A stop is told apart by the reason of the condition Running. One that nobody asked for (a crash, a plug that was pulled
 behind our back, the node's own doing) is followed by a start, unless the policy is Manual. A guest that powers itself
 off stays off, unless the policy is AlwaysOn. A VM that ends again and again waits longer each time.
+
+A guest that crashed may leave its domain behind (on_crash=preserve). That is a crash like another, but the VM occupies
+its node until the node has destroyed the domain: so it is restarted, by force, and not started.
 """
 
 from dataclasses import dataclass
@@ -35,11 +38,13 @@ class Step:
         type: Start, Stop, or Restart.
         not_before: When; None is now.
         why: For people.
+        force: Whether the guest is not asked to power off: it could not hear it.
     """
 
     type: OperationType
     not_before: datetime | None
     why: str
+    force: bool = False
 
 
 def next_step(vm: VirtualMachine) -> Step | None:
@@ -50,7 +55,13 @@ def next_step(vm: VirtualMachine) -> Step | None:
         return Step(OperationType.STOP, None, "it is being deleted") if vm.status.phase.occupies_node else None
     policy = vm.spec.run_policy
     if policy is RunPolicy.ALWAYS_OFF:
-        return Step(OperationType.STOP, None, f"its runPolicy is {policy}") if _runs(vm) else None
+        why = f"its runPolicy is {policy}"
+        return Step(OperationType.STOP, None, why, force=has_crashed(vm)) if _runs(vm) else None
+    if has_crashed(vm):
+        if policy is RunPolicy.MANUAL or vm.status.elsewhere:
+            return None  # what is left of it may be looked at, until a person restarts or stops it
+        why = f"it crashed, and its runPolicy is {policy}: what is left of it is destroyed first"
+        return Step(OperationType.RESTART, vm.status.not_before, why, force=True)
     if is_to_start(vm):
         return Step(OperationType.START, vm.status.not_before, f"its runPolicy is {policy}")
     if vm.status.restart_awaiting_changes and vm.status.phase is VmPhase.RUNNING and restarts_by_itself(vm):
@@ -75,6 +86,13 @@ def is_to_start(vm: VirtualMachine) -> bool:
             return running is not None and running.reason == RESTARTING
         case RunPolicy.ALWAYS_OFF:
             return False
+
+
+def has_crashed(vm: VirtualMachine) -> bool:
+    """Whether its guest crashed while its host keeps the domain: it runs nothing, and occupies its node."""
+    running = find_condition(vm.status.conditions, "Running")
+    is_there = vm.status.phase in {VmPhase.DEGRADED, VmPhase.TERMINATING}
+    return is_there and running is not None and running.reason == CRASHED
 
 
 def backed_off(vm: VirtualMachine, reason: str, now: datetime) -> VirtualMachine:

@@ -81,9 +81,9 @@ def settle_migration(  # noqa: C901, PLR0912 - a table, one row a branch
             return Settled(Verdict.ADOPT, f"{pair}: the migration goes on by itself")
         case _ if source.job:
             return Settled(Verdict.ASK_AGAIN, f"{pair}: the job is at its switch-over")
-        case "running", "":
+        case ("running", "") | ("crashed", ""):
             return Settled(Verdict.BACK, pair)
-        case "running", "incoming":
+        case ("running", "incoming") | ("crashed", "incoming"):
             return Settled(Verdict.REPAIR, f"{pair}, no job: clean the target", expect=(INCOMING,))
         case ("", "running") | ("", "paused"):
             return Settled(Verdict.DONE, pair)

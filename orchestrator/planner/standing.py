@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from orchestrator.planner.policy import backed_off, is_to_start
+from orchestrator.planner.policy import CRASHED, backed_off, has_crashed, is_to_start
 from orchestrator.resources import Condition, Reading, VirtualMachine, VmPhase, find_condition, with_condition
 
 
@@ -31,6 +31,29 @@ def stopped_vm(vm: VirtualMachine, reason: str, message: str, counter: int, now:
         conditions=with_condition(vm.status.conditions, condition, now),
     )
     return waiting(backed_off(stopped, reason, now), now)
+
+
+def crashed_vm(vm: VirtualMachine, node: str, counter: int, now: datetime) -> VirtualMachine:
+    """Give a VM whose guest crashed while its host keeps the domain, with the back-off of a crash.
+
+    It occupies its node until that has destroyed the domain, whose QEMU holds its disks: nothing is started before.
+
+    Args:
+        vm: As it was; one that is known to have crashed is not counted again.
+        node: Which keeps it.
+        counter: Number of the node's report that says so.
+        now: Of the crash.
+    """
+    if not has_crashed(vm):
+        vm = backed_off(vm, CRASHED, now)
+    message = f"its guest crashed; node {node} keeps its domain (on_crash=preserve)"
+    condition = Condition(type="Running", status="False", reason=CRASHED, message=message)
+    return vm.with_status(
+        phase=shown_phase(vm, VmPhase.DEGRADED),
+        node_name=node,
+        counter=counter,
+        conditions=with_condition(vm.status.conditions, condition, now),
+    )
 
 
 def waiting(vm: VirtualMachine, now: datetime) -> VirtualMachine:
@@ -66,6 +89,10 @@ def running_vm(
     state = vm.status.migration_state
     if state is not None and succeeded is not None and state.end_timestamp is None:
         state = state.with_(end_timestamp=now, result="Succeeded" if succeeded else "Failed")
+    if reading.state == "crashed":
+        return crashed_vm(
+            vm.with_status(migration_state=state, recovery=None, elsewhere=""), node, reading.counter, now
+        )
     running = Condition(type="Running", status="True", reason="Running")
     return vm.with_status(
         phase=phase,

@@ -49,7 +49,7 @@ class RebalanceSpec(Model):
         max_gib: Moved in one scan, memory and copied disks; a single larger VM is moved alone.
         cooldown_seconds: A VM that has migrated is not moved for load again before, and one whose move failed not at
             all.
-        hold: So many scans in a row a node has to be over a threshold before it is relieved.
+        hold: So many scans in a row a node has to be over a threshold before it is relieved; not by hand.
     """
 
     enabled: bool = True

@@ -108,7 +108,7 @@ def _begun(node: str, old: NodeDrain | None, spec: DrainSpec, now: datetime) -> 
         meta = new_metadata(ObjectMeta(name=node), namespaced=False, now=now)
         return NodeDrain(metadata=meta, spec=spec, status=status)
     if old.status.phase is not DrainPhase.DRAINING:
-        kept = {key: vm for key, vm in old.vms.items() if vm.state is VmState.MOVING}
+        kept = {key: vm for key, vm in old.vms.items() if vm.state in {VmState.MOVING, VmState.RETURNING}}
         meta = old.metadata.with_(deletion_timestamp=None)
         return old.with_(metadata=meta, spec=spec, status=status.with_(vms=kept))
     wider = old.spec if _covers(old.spec, spec) else spec
@@ -267,7 +267,7 @@ def step(ctx: Context, node: str) -> None:
         pass
     for operation in drop:
         try:
-            delete_operation(ctx, operation.key)
+            delete_operation(ctx, operation.key, seen=operation)  # one that has begun since is not aborted for it
         except NotFound:
             continue
     if drop:

@@ -178,12 +178,17 @@ def _blocked(active: VirtualMachineOperation) -> Refused:
     return Refused(f"VMOP cannot be executed now. Previously created operation {active.name!r} should finish first")
 
 
-def delete_operation(ctx: Context, key: str) -> VirtualMachineOperation:
+def delete_operation(ctx: Context, key: str, *, seen: VirtualMachineOperation | None = None) -> VirtualMachineOperation:
     """Delete an operation, which aborts a migration that is under way.
 
     One with somebody's finalizers stays, and does nothing more, until these are taken off.
 
     A stop can't be taken back: it comes to its end, and the operation is removed then. So is what was superseded.
+
+    Args:
+        ctx: To work with.
+        key: The operation's.
+        seen: As it was when this was decided on: one that has changed since (was granted, say) is left as it is.
 
     Returns:
         The operation; phase Terminating when it is still being aborted.
@@ -194,7 +199,8 @@ def delete_operation(ctx: Context, key: str) -> VirtualMachineOperation:
 
     def decide() -> VirtualMachineOperation:
         operation = ctx.store.get(VirtualMachineOperation, key)
-        if operation.metadata.deletion_timestamp is not None:
+        is_other = seen is not None and operation.version != seen.version
+        if operation.metadata.deletion_timestamp is not None or is_other:
             return operation
         at = ctx.now()
         meta = operation.metadata.with_(deletion_timestamp=at)
@@ -221,6 +227,8 @@ def delete_operation(ctx: Context, key: str) -> VirtualMachineOperation:
         return ctx.store.must_commit(batch)[0]  # type: ignore[return-value]
 
     operation = deciding(decide)
+    if operation.metadata.deletion_timestamp is None:
+        return operation
     if operation.is_active and operation.status.grant is None:
         publish_result(ctx, operation)
     wake_grant(ctx)

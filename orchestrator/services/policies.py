@@ -42,7 +42,7 @@ def keep(ctx: Context, key: str) -> None:
         step = next_step(vm)
         if step is None or not is_due(step, ctx.store.now()):
             return False
-        operation = policy_operation(vm, step.type, ctx.now())
+        operation = policy_operation(vm, step.type, ctx.now(), force=step.force)
         batch = ctx.store.batch().create(operation)
         batch.check("unchanged", VirtualMachine.kind_name, key, vm.version)
         batch.tell("policy", vm=key, operation=operation.key, does=step.type.value, why=step.why)
@@ -66,11 +66,13 @@ def is_due(step: Step, now: datetime) -> bool:
     return step.not_before is None or step.not_before <= now
 
 
-def policy_operation(vm: VirtualMachine, kind: OperationType, at: datetime) -> VirtualMachineOperation:
+def policy_operation(
+    vm: VirtualMachine, kind: OperationType, at: datetime, *, force: bool = False
+) -> VirtualMachineOperation:
     """Make an operation that a VM's policy asks for."""
     meta = ObjectMeta(name=f"{kind.value.lower()}-{vm.name}"[:57] + f"-{uuid4().hex[:5]}")
     operation = VirtualMachineOperation(
         metadata=new_metadata(meta.with_(namespace=vm.metadata.namespace), namespaced=True, now=at),
-        spec=OperationSpec(type=kind, virtual_machine_name=vm.name),
+        spec=OperationSpec(type=kind, virtual_machine_name=vm.name, force=force or None),
     )
     return say(operation, Reason.NOT_READY, "waits to be granted", at)

@@ -175,13 +175,23 @@ def obstacle(ctx: Context, herd: Herd) -> str:
 
 
 def look(ctx: Context, herd: Herd) -> tuple[str, Plan]:
-    """Say what would be moved now, and why nothing may be (empty: nothing is against it; else the plan is empty)."""
+    """Say what a person would have moved now, and why nothing may be.
+
+    Returns:
+        Why (empty: nothing is against it; else the plan is empty), and the plan. The policy's `hold` is for scans.
+    """
     why = obstacle(ctx, herd)
-    return why, Plan() if why else make_plan(herd, load_policy(ctx))
+    return why, Plan() if why else make_plan(herd, load_policy(ctx), by_hand=True)
 
 
-def make_plan(herd: Herd, policy: RebalancePolicy) -> Plan:
-    """Plan from the herd as it is, and as it will be once what is under way has come to its end."""
+def make_plan(herd: Herd, policy: RebalancePolicy, *, by_hand: bool = False) -> Plan:
+    """Plan from the herd as it is, and as it will be once what is under way has come to its end.
+
+    Args:
+        herd: The copy to plan from.
+        policy: To be obeyed.
+        by_hand: A person has decided that it is time: `hold` counts scans, and is not asked.
+    """
     snapshot = herd.snapshot(whole=True)
     operations = herd.follower.all(VirtualMachineOperation)
     busy = dict(snapshot.busy)
@@ -199,7 +209,8 @@ def make_plan(herd: Herd, policy: RebalancePolicy) -> Plan:
         if ended_at is not None and snapshot.now - ended_at < cooldown:
             resting[key] = f"it migrated less than {policy.spec.cooldown_seconds} s ago"
     counts = policy.status.over
-    patient = frozenset(name for name in snapshot.nodes if counts.get(name, 0) + 1 < policy.spec.hold)
+    hold = 1 if by_hand else policy.spec.hold
+    patient = frozenset(name for name in snapshot.nodes if counts.get(name, 0) + 1 < hold)
     snapshot = _with_expected(replace(snapshot, busy=busy), operations)
     return plan_rebalance(snapshot, policy.spec, patient_with=patient, resting=resting)
 

@@ -1,16 +1,29 @@
 """Drains and maintenances: the real services on a real Redis, over fake hosts."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from orchestrator.errors import NotFound, Refused
-from orchestrator.resources import Maintenance, Node, NodeDrain, OperationPhase, find_condition
+from orchestrator.resources import (
+    Maintenance,
+    Node,
+    NodeDrain,
+    OperationPhase,
+    OperationType,
+    Priority,
+    VirtualMachineOperation,
+    find_condition,
+)
 from orchestrator.resources.drain import DrainCause, DrainPhase, DrainSpec, VmState
 from orchestrator.resources.maintenance import MaintenancePhase, MaintenanceSpec, NodeStage
+from orchestrator.resources.vmop import PRIORITY_ANNOTATION, MigrateTo
 from orchestrator.services import drain_plans, drains, maintenances
+from orchestrator.services.context import Context
 from orchestrator.services.evictions import EvictionState, evict
 from orchestrator.services.nodes import set_unschedulable, update_node
+from orchestrator.services.operations import create_operation, delete_operation, new_operation
 from orchestrator.store import keys
 from tests.fakes import Stage
 
@@ -108,6 +121,66 @@ class TestDrain:
         assert stage.operations() == []
         stage.reconcile()
         assert [operation.name[:13] for operation in stage.operations()] == ["evacuation-a-"]
+
+
+class TestWhatWaits:
+    """Operations that were Pending when a drain began."""
+
+    def a_move(self, stage: Stage, to: str = "n2") -> VirtualMachineOperation:
+        annotations = {PRIORITY_ANNOTATION: str(Priority.BALANCE.value)}
+        migrate = MigrateTo(node_name=to)
+        wanted = new_operation("a", OperationType.MIGRATE, migrate=migrate, annotations=annotations)
+        return create_operation(stage.ctx, wanted)
+
+    def test_a_move_for_balance_gives_way_and_the_vm_is_moved_once(self, stage: Stage) -> None:
+        stage.add_vm("a", "n1")
+        move = self.a_move(stage)
+        drains.begin(stage.ctx, "n1", SPEC)
+        (evacuation,) = stage.operations()
+        assert evacuation.name.startswith("evacuation-a-")
+        assert stage.store.get(NodeDrain, "n1").vms["default/a"].operation == evacuation.name
+        stage.play(lambda: stage.world.hosts["n1"] == {} and stage.is_at_rest("a"))
+        assert [operation.name for operation in stage.operations()] == [evacuation.name]
+        assert move.name not in {operation.name for operation in stage.operations()}
+        listed(stage)
+        assert phase_of(stage) is DrainPhase.DRAINED
+
+    def test_then_ctrl_c_drops_it_as_any_evacuation(self, stage: Stage) -> None:
+        stage.add_vm("a", "n1")
+        self.a_move(stage)
+        drains.begin(stage.ctx, "n1", SPEC)
+        drains.cancel(stage.ctx, "n1", "enough")
+        assert stage.operations() == []
+
+    def test_one_that_is_granted_before_it_is_dropped_goes_on(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stage.add_vm("a", "n1")
+        move = self.a_move(stage)
+
+        def late(ctx: Context, key: str, **more: Any) -> VirtualMachineOperation:
+            stage.grant()
+            return delete_operation(ctx, key, **more)
+
+        monkeypatch.setattr(drains, "delete_operation", late)
+        drains.begin(stage.ctx, "n1", SPEC)
+        (only,) = stage.operations()
+        assert (only.name, only.status.grant is not None) == (move.name, True)
+        assert only.metadata.deletion_timestamp is None
+        assert stage.store.get(NodeDrain, "n1").vms["default/a"].operation == move.name
+
+    def test_what_waits_to_come_home_is_dropped_by_a_new_drain(self, stage: Stage) -> None:
+        stage.add_vm("a", "n1")
+        drains.begin(stage.ctx, "n1", SPEC)
+        stage.play(lambda: stage.world.hosts["n1"] == {} and stage.is_at_rest("a"))
+        listed(stage)
+        drains.uncordon(stage.ctx, "n1", bring_back=True)
+        assert [operation.name[:9] for operation in stage.operations() if operation.is_active] == ["return-a-"]
+        drains.begin(stage.ctx, "n1", SPEC)
+        assert [operation for operation in stage.operations() if operation.is_active] == []
+        assert phase_of(stage) is DrainPhase.DRAINED
+        drains.uncordon(stage.ctx, "n1", bring_back=True)
+        assert [operation.name[:9] for operation in stage.operations() if operation.is_active] == ["return-a-"]
 
 
 class TestEvictions:

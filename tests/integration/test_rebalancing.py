@@ -133,6 +133,13 @@ class TestScan:
         rebalancing.change_policy(stage.ctx, {"hold": 3})
         assert [len(scan(stage)) for _ in range(3)] == [0, 0, 1]
 
+    def test_but_by_hand_at_once(self, stage: Stage) -> None:
+        crowd(stage)
+        rebalancing.change_policy(stage.ctx, {"hold": 3})
+        why, plan = rebalancing.look(stage.ctx, stage.herd)
+        assert (why, [move.vm for move in plan.moves]) == ("", ["default/small"])
+        assert scan(stage) == [], "what a person looks at is no scan"
+
     def test_one_that_moved_lately_is_left_where_it_is(self, stage: Stage) -> None:
         crowd(stage)
         stage.evict("small")

@@ -62,6 +62,28 @@ def test_a_plain_domain_is_adopted_as_it_is() -> None:
     assert planned.spec.domain_template == domain_xml()
 
 
+@pytest.mark.parametrize(
+    ("event", "action", "text"),
+    [
+        ("on_reboot", "destroy", "its on_reboot is destroy: a reboot counts as a power-off, until its next start"),
+        ("on_poweroff", "restart", "its on_poweroff is restart: a guest that powers itself off is booted again"),
+        ("on_crash", "preserve", "its on_crash is preserve: a guest that crashes stays on its node"),
+        ("on_crash", "coredump-restart", "its on_crash is restart: a guest that crashes is booted again by its host"),
+        ("on_reboot", "restart", ""),
+        ("on_poweroff", "destroy", ""),
+        ("on_crash", "coredump-destroy", ""),
+    ],
+)
+def test_what_its_guests_ends_come_to_for_now_is_a_finding(event: str, action: str, text: str) -> None:
+    """As it runs: its definition may have been changed since it was started."""
+    live = domain_xml(more=f"<{event}>{action}</{event}>")
+    planned = plan_one(found(live_xml=live))
+    assert planned.refusals == ()
+    assert [finding for finding in planned.findings if not finding.startswith(text or "-")] == []
+    assert bool(planned.findings) is bool(text)
+    assert plan_one(found(inactive_xml=live)).findings == ()
+
+
 def hostdev(kind: str) -> str:
     return f"<hostdev mode='subsystem' type='{kind}'><source/></hostdev>"
 

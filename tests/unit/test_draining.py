@@ -15,6 +15,7 @@ from orchestrator.resources import (
     ObjectMeta,
     OperationPhase,
     OperationType,
+    Priority,
     Reason,
     RunPolicy,
     VirtualMachine,
@@ -31,6 +32,7 @@ from orchestrator.resources.drain import (
     VmDrain,
     VmState,
 )
+from orchestrator.resources.vmop import PRIORITY_ANNOTATION
 from tests.builders import NOW, a_node, a_vm, an_operation, granted_operation, some_needs
 
 TIED = some_needs(obstacles=("host device pci 0000:06:02.0",))
@@ -93,6 +95,38 @@ class TestLeaving:
         step = next_step(a_scene(a_drain(), a_vm("a", phase=VmPhase.MIGRATING), operations={"default/a": moving}))
         assert step.begin == ()
         assert step.drain.vms["default/a"].operation == "evict-a"
+
+    @pytest.mark.parametrize(
+        ("name", "priority"),
+        [
+            ("rebalance-a", Priority.PLACEMENT),
+            ("firmware-update-a", Priority.BALANCE),
+            ("return-a", Priority.MAINTENANCE),  # to the node of another drain
+        ],
+    )
+    def test_a_move_that_waits_for_its_turn_gives_way_to_an_evacuation(self, name: str, priority: Priority) -> None:
+        waits = an_operation(name, "a", kind=OperationType.MIGRATE, priority=priority)
+        first = next_step(a_scene(a_drain(), a_vm("a"), operations={"default/a": waits}))
+        assert first.drop == (waits,)
+        assert first.begin == ()
+        marked = waits.with_(metadata=waits.metadata.with_(deletion_timestamp=NOW))
+        meanwhile = next_step(a_scene(first.drain, a_vm("a"), operations={"default/a": marked}))
+        assert (meanwhile.drop, meanwhile.begin, meanwhile.drain) == ((), (), first.drain)
+        then = next_step(a_scene(first.drain, a_vm("a")))
+        assert [one.vm.name for one in then.begin] == ["a"]
+        assert then.drain.vms["default/a"].failures == 0
+
+    def test_one_that_was_granted_goes_on_and_is_waited_for(self) -> None:
+        granted = granted_operation("rebalance-a", "a", node="n1", target="n2")
+        granted = granted.with_(metadata=granted.metadata.with_(annotations={PRIORITY_ANNOTATION: "3"}))
+        step = next_step(a_scene(a_drain(), a_vm("a"), operations={"default/a": granted}))
+        assert (step.drop, step.begin) == ((), ())
+        assert step.drain.vms["default/a"].operation == "rebalance-a"
+
+    def test_a_persons_own_move_is_waited_for_though_it_has_not_begun(self) -> None:
+        evict = an_operation("evict-a", "a")
+        step = next_step(a_scene(a_drain(), a_vm("a"), operations={"default/a": evict}))
+        assert (step.drop, step.drain.vms["default/a"].operation) == ((), "evict-a")
 
     def test_one_that_is_being_stopped_is_waited_for(self) -> None:
         stop = an_operation("stop-a", "a", kind=OperationType.STOP)
@@ -288,6 +322,34 @@ class TestReturn:
         step = next_step(a_scene(drain, a_vm("a", node="n2"), node=a_node("n1"), ended={"default/a": end}))
         assert step.drain.status.phase is DrainPhase.RETURNED
         assert step.drain.vms["default/a"].message == "no node fits"
+
+    def test_a_new_drain_drops_what_has_not_begun_and_keeps_the_rest_in_sight(self) -> None:
+        entry = self.LEFT.with_(state=VmState.RETURNING)
+        names = ("waits", "comes", "asks")
+        entries = {f"default/{name}": entry.with_(operation=f"return-{name}") for name in names[:2]}
+        waits = an_operation("return-waits", "waits", kind=OperationType.MIGRATE)
+        comes = granted_operation("return-comes", "comes", node="n2", target="n1", state=GrantState.RUNNING)
+        vms = [a_vm(name, node="n2") for name in names]
+        step = next_step(
+            a_scene(
+                a_drain(vms={**entries, "default/asks": entry}),
+                *vms,
+                operations={"default/waits": waits, "default/comes": comes},
+                inbound=(comes,),
+            )
+        )
+        assert (step.drop, step.revoke) == ((waits,), (comes,))
+        assert step.drain.status.phase is DrainPhase.DRAINING
+        assert set(step.drain.left()) == {"default/waits", "default/comes"}
+        ended = next_step(a_scene(step.drain, *vms))
+        assert ended.drain.status.phase is DrainPhase.DRAINED
+        assert all(vm.moved and vm.target == "n2" for vm in ended.drain.vms.values()), "they may still be brought home"
+
+    def test_one_that_arrives_all_the_same_is_moved_again(self) -> None:
+        entry = self.LEFT.with_(state=VmState.RETURNING, operation="return-a")
+        done = an_operation("return-a", "a", kind=OperationType.MIGRATE, phase=OperationPhase.COMPLETED)
+        step = next_step(a_scene(a_drain(vms={"default/a": entry}), a_vm("a"), ended={"default/a": done}))
+        assert [(one.vm.name, one.type) for one in step.begin] == [("a", OperationType.EVICT)]
 
     def test_a_cordon_ends_it(self) -> None:
         entry = self.LEFT.with_(state=VmState.RETURNING)

@@ -1,5 +1,6 @@
 """What a host's report means for its VM while no grant is open on it (DESIGN.md: "what an inventory means")."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.planner.observation import ABSENT, Observation, observe
+from orchestrator.planner.policy import next_step
 from orchestrator.resources import VirtualMachine, VmPhase, find_condition
 from tests.builders import NOW, a_vm, seen
 
@@ -38,7 +40,7 @@ class TestItsOwnNode:
             ("postcopy", VmPhase.MIGRATING),
             ("postcopy-failed", VmPhase.PAUSE),
             ("shutdown", VmPhase.STOPPING),
-            ("crashed", VmPhase.STOPPED),
+            ("crashed", VmPhase.DEGRADED),
             ("something new", VmPhase.DEGRADED),
         ],
     )
@@ -119,6 +121,41 @@ class TestAbsence:
     def test_a_stopped_vm_does_not_stop_again(self) -> None:
         stopped = after(a_vm(), "n1", ABSENT)
         assert observe(stopped, "n1", seen(ABSENT, 12), NOW) == Observation()
+
+
+class TestACrashWhoseDomainIsKept:
+    def test_it_is_a_crash_and_the_vm_stays_on_its_node(self) -> None:
+        observation = observe(a_vm(), "n1", seen("crashed"), NOW)
+        assert observation.vm is not None
+        assert (observation.vm.status.node_name, observation.vm.status.phase) == ("n1", VmPhase.DEGRADED)
+        assert (running_reason(observation.vm), observation.vm.status.failures) == ("Crashed", 1)
+        assert reasons(observation) == ["Crashed"]
+
+    def test_it_is_counted_once(self) -> None:
+        vm = after(a_vm(), "n1", "crashed")
+        assert observe(vm, "n1", seen("crashed", 11), NOW) == Observation()
+
+    def test_the_next_one_in_a_row_waits(self) -> None:
+        observation = observe(a_vm(failures=1), "n1", seen("crashed"), NOW)
+        assert reasons(observation) == ["Crashed", "BackOff"]
+        assert observation.vm is not None
+        assert observation.vm.status.not_before == NOW + timedelta(seconds=10)
+
+    def test_once_its_domain_is_gone_it_has_stopped(self) -> None:
+        vm = after(a_vm(), "n1", "crashed")
+        gone = after(vm, "n1", ABSENT, 11, reason="destroyed")
+        assert not gone.status.phase.occupies_node
+
+    def test_one_that_runs_again_after_all_runs(self) -> None:
+        vm = after(after(a_vm(), "n1", "crashed"), "n1", "running", 11)
+        assert (vm.status.phase, running_reason(vm)) == (VmPhase.RUNNING, "Running")
+
+    def test_one_that_runs_elsewhere_meanwhile_is_not_restarted(self) -> None:
+        """Else it would be started besides the copy that somebody migrated behind our back."""
+        vm = after(after(a_vm(), "n2", "running"), "n1", "crashed", 11)
+        assert (vm.status.elsewhere, running_reason(vm)) == ("n2", "Degraded")
+        later = after(after(a_vm(), "n1", "crashed"), "n2", "running", 11)
+        assert (later.status.elsewhere, next_step(later)) == ("n2", None)
 
 
 class TestTwoNodes:

@@ -41,6 +41,22 @@ def test_each_stop_under_each_policy(reason: str, run_policy: RunPolicy) -> None
     assert vm.status.phase is (VmPhase.PENDING if is_to_start else VmPhase.STOPPED)
 
 
+@pytest.mark.parametrize(
+    ("run_policy", "kind"),
+    [(ON, OperationType.RESTART), (UNLESS, OperationType.RESTART), (MANUAL, None), (OFF, OperationType.STOP)],
+)
+def test_what_is_left_of_a_crash_is_destroyed_before_the_next_start(
+    run_policy: RunPolicy, kind: OperationType | None
+) -> None:
+    crashed = observe(a_vm(policy=run_policy, failures=1), "n1", seen("crashed"), NOW).vm
+    assert crashed is not None
+    step = next_step(crashed)
+    assert (step.type if step else None) is kind
+    if step is not None:
+        assert step.force
+        assert step.not_before == (NOW + timedelta(seconds=10) if kind is OperationType.RESTART else None)
+
+
 @pytest.mark.parametrize(("run_policy", "starts"), [(ON, True), (UNLESS, True), (MANUAL, False), (OFF, False)])
 def test_a_new_vm(run_policy: RunPolicy, starts: bool) -> None:
     assert (next_step(a_vm(policy=run_policy, phase=VmPhase.PENDING, node="")) is not None) == starts

@@ -39,6 +39,11 @@ class TestTheTable:
     def test_running_and_absent_failed(self) -> None:
         assert settle("running", "").verdict is Verdict.BACK
 
+    def test_one_that_crashed_and_is_kept_is_back_where_it_was(self) -> None:
+        assert settle("crashed", "").verdict is Verdict.BACK
+        settled = settle("crashed", "incoming")
+        assert (settled.verdict, settled.on_source, settled.expect) == (Verdict.REPAIR, False, ("incoming",))
+
     def test_running_and_incoming_without_a_job_cleans_the_target(self) -> None:
         settled = settle("running", "incoming")
         assert (settled.verdict, settled.on_source, settled.resume) == (Verdict.REPAIR, False, False)
@@ -122,7 +127,7 @@ class TestEveryPair:
                 assert target in {"running", "paused"}
                 assert not job
             if verdict is Verdict.BACK:
-                assert source == "running"
+                assert source in {"running", "crashed"}
                 assert target in {"", "shutoff"}
                 assert not job
 

@@ -194,7 +194,8 @@ class Run:
         """Make the VM of that name in `herd.yaml`; its `spec` there is the manifest's, the rest are shorthands."""
         given = self.herd["vms"][name] or {}
         guest = Behaviour(**given.get("guest", {})).element()
-        template = f"<domain type='kvm'><os><type>hvm</type></os><metadata>{guest}</metadata></domain>"
+        on_crash = f"<on_crash>{given.get('on_crash', 'destroy')}</on_crash>"  # until vmherd starts it
+        template = f"<domain type='kvm'><os><type>hvm</type></os><metadata>{guest}</metadata>{on_crash}</domain>"
         spec = {
             "runPolicy": given.get("policy", RunPolicy.ALWAYS_ON_UNLESS_STOPPED_MANUALLY.value),
             "memory": {"size": given.get("memory", "1Gi")},
