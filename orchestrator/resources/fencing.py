@@ -151,7 +151,10 @@ class NodeFencingStatus(Model):
         listing_order: Id of the order to list its domains that the node has to answer before it is back: what it
             reported before the evidence may still be unread.
         orders: By UUID, what the node has to destroy before it is back.
-        powered_off: Whether we cut its power, so that `afterwards` applies. Written before it is done.
+        powered_off: Whether we cut its power, so that `afterwards` applies. Written before it is done, and taken back
+            when the power was read as on.
+        power_on_tries: How often it was asked to switch it on again.
+        power_on_after: Not once more before this instant.
         cut_epoch: When this BMC was first told to, likewise: an epoch, as `evidence` has it; 0: it was not.
         bmc_off: Whether this BMC was read as off since.
         lost_before: Members that were silent already when this BMC was first told to cut the power, or read as off.
@@ -173,6 +176,8 @@ class NodeFencingStatus(Model):
     contradicted: str = ""
     kept: KeptNode | None = None
     powered_off: bool = False
+    power_on_tries: int = 0
+    power_on_after: Timestamp | None = None
     cut_epoch: int = 0
     bmc_off: bool = False
     lost_before: tuple[str, ...] = ()
@@ -200,6 +205,15 @@ class NodeFencing(Resource):
     def with_status(self, **changes: object) -> "NodeFencing":
         """Give a copy with some of its status changed."""
         return self.with_(status=self.status.with_(**changes))
+
+    @property
+    def awaits_power(self) -> bool:
+        """Whether its power is to be switched on again: we cut it, by this BMC, and all that ran there is settled."""
+        status = self.status
+        is_wanted = status.powered_off and self.spec.afterwards == "PowerOn"
+        return (
+            is_wanted and status.phase is FencePhase.RECOVERED and self.spec.bmc is not None and not status.bmc_distrust
+        )
 
     def is_enabled(self, labels: dict[str, str]) -> bool:
         """Whether the node may be fenced: said here, or by its label."""
