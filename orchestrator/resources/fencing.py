@@ -127,9 +127,13 @@ class Evidence(Model):
 
 
 class KeptNode(Model):
-    """What a node that was removed gets back when it returns."""
+    """What a node that was removed gets back when it returns: all that people say of it.
+
+    Its annotations are people's as well (no process of ours writes any on a node); some keep its watchdog disarmed.
+    """
 
     labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
     unschedulable: bool = False
     taints: tuple[Taint, ...] = ()
 

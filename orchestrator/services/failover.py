@@ -7,7 +7,7 @@ only, so it may stop anywhere and be run again:
    has nothing (`answer_for`). So a VM that was migrating is not started before the other host has answered too.
 2. Every VM that is on record there, and on which nothing is open, has stopped, as the node's doing. Those whose policy
    wants it get their Start in the same commit; all of them are placed together, the most important first.
-3. The node is removed: its labels, cordon and taints stay in its `NodeFencing`; its queues are emptied.
+3. The node is removed: its labels, annotations, cordon and taints stay in its `NodeFencing`; its queues are emptied.
 4. If we cut its power, it is to be switched on again. That is asked for until the power was read as on, or the node is
    back: messages get lost, and BMCs fail.
 
@@ -235,7 +235,13 @@ def _finish(ctx: Context, name: str) -> None:
         listing = f"return-{fencing.status.evidence.epoch}"
         new = fencing.with_status(phase=FencePhase.RECOVERED, since=at, listing_order=listing)
         if ctx.config.remove_lost_nodes and node is not None:
-            kept = KeptNode(labels=node.metadata.labels, unschedulable=node.spec.unschedulable, taints=node.spec.taints)
+            meta, spec = node.metadata, node.spec
+            kept = KeptNode(
+                labels=meta.labels,
+                annotations=meta.annotations,
+                unschedulable=spec.unschedulable,
+                taints=spec.taints,
+            )
             new = new.with_status(kept=kept)
             batch.delete(node)
             inventory = ctx.store.find(NodeInventory, name)

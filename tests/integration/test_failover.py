@@ -21,8 +21,10 @@ from orchestrator.resources import (
     VmPhase,
     find_condition,
 )
+from orchestrator.resources.drain import BRING_BACK_ANNOTATION
 from orchestrator.resources.fencing import FenceLevel, FencePhase
 from orchestrator.services import fencing as services
+from orchestrator.services.arming import DISARMING_ANNOTATIONS
 from orchestrator.services.context import Clock, Context
 from orchestrator.services.failover import recover_node
 from orchestrator.services.fencing import Tools, arm, confirm, disarm, power_on_again, read_power
@@ -914,10 +916,14 @@ class TestPowerOnAgain:
 
 
 class TestReturn:
-    def test_after_a_boot_it_has_its_labels_and_cordon_again(self, stage: Stage, armed: FencingStage) -> None:
+    def test_after_a_boot_it_has_all_again_that_people_said_of_it(self, stage: Stage, armed: FencingStage) -> None:
         vm = stage.add_vm("a", "n1")
         set_labels(armed.ctx, "n1", {"rack": "r1"})
         set_unschedulable(armed.ctx, "n1", unschedulable=True)
+        annotations = {DISARMING_ANNOTATIONS[0]: "", BRING_BACK_ANNOTATION: "false"}
+        old = stage.store.get(Node, "n1")
+        annotated = old.with_(metadata=old.metadata.with_(annotations=annotations))
+        stage.store.must_commit(stage.store.batch().put(old, annotated))
         armed.lose("n1")
         until_fenced(armed, "n1")
         stage.play(lambda: stage.is_at_rest("a"))
@@ -925,6 +931,9 @@ class TestReturn:
         armed.boot("n1")
         node = stage.store.get(Node, "n1")
         assert node.metadata.labels["rack"] == "r1"
+        assert node.metadata.annotations == annotations
+        stage.reconcile()
+        assert DISARMING_ANNOTATIONS[0] in str(stage.store.redis.get(keys.disarm("n1")))
         assert node.spec.unschedulable
         assert node.is_ready
         assert armed.fencing("n1").status.phase is FencePhase.IDLE
