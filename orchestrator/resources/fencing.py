@@ -6,7 +6,7 @@ before `status.evidence` is there; `FenceUnconfirmed` never counts as fenced (do
 """
 
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
@@ -16,6 +16,13 @@ from orchestrator.resources.scheduling import Taint
 
 ENABLED_LABEL = "node-manager.deckhouse.io/fencing-enabled"
 """The platform's label of nodes that may be fenced."""
+
+NOT_ENABLED: Final = "fencing is not enabled for this node"
+DRAINED: Final = "drained: it is cordoned and empty"
+DISARMED_BY_MAINTENANCE: Final = "maintenance "
+DISARMED_BY_ANNOTATION: Final = "annotation "
+DISARMED_FAILOVER: Final = "failover is disarmed: "
+"""Why a node's watchdog is to be disarmed, as it is told to the node, or how that begins (`services.arming`)."""
 
 _SECRET_WORDS = ("passw", "secret", "token", "passphrase")
 

@@ -15,7 +15,14 @@ from typing import Final, cast
 
 from orchestrator.resources import Maintenance, Node, NodeDrain, NodeFencing
 from orchestrator.resources.drain import DrainPhase
-from orchestrator.resources.fencing import is_enabled_by_label
+from orchestrator.resources.fencing import (
+    DISARMED_BY_ANNOTATION,
+    DISARMED_BY_MAINTENANCE,
+    DISARMED_FAILOVER,
+    DRAINED,
+    NOT_ENABLED,
+    is_enabled_by_label,
+)
 from orchestrator.resources.maintenance import NodeStage
 from orchestrator.services.context import Context
 from orchestrator.services.herd import Herd
@@ -28,10 +35,6 @@ DISARMING_ANNOTATIONS: Final = (
     "node-manager.deckhouse.io/fencing-disable",
 )
 """The platform's own, on which its fencing agent disarms (deckhouse, node-manager); whatever their values."""
-
-
-NOT_ENABLED: Final = "fencing is not enabled for this node"
-DRAINED: Final = "drained: it is cordoned and empty"
 
 
 _EMPTY_STAGES: Final = frozenset({NodeStage.DRAINED, NodeStage.HOOK, NodeStage.RETURNING, NodeStage.UNCORDONING})
@@ -60,14 +63,14 @@ def disarm_reason(
         return NOT_ENABLED
     found = [name for name in DISARMING_ANNOTATIONS if name in node.metadata.annotations]
     if found:
-        return f"annotation {found[0]}"
+        return f"{DISARMED_BY_ANNOTATION}{found[0]}"
     if maintenance:
-        return f"maintenance {maintenance}"
+        return f"{DISARMED_BY_MAINTENANCE}{maintenance}"
     if is_drained:
         return DRAINED
     said = disarmed or {}
     why = said.get(keys.DISARMED_ALL) or said.get(node.name)
-    return f"failover is disarmed: {why}" if why else ""
+    return f"{DISARMED_FAILOVER}{why}" if why else ""
 
 
 def keep_arming(ctx: Context, herd: Herd) -> None:

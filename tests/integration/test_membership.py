@@ -18,10 +18,10 @@ from orchestrator.resources import (
     new_metadata,
 )
 from orchestrator.resources.drain import DrainPhase, DrainSpec
-from orchestrator.resources.fencing import ENABLED_LABEL
+from orchestrator.resources.fencing import DRAINED, ENABLED_LABEL, NOT_ENABLED
 from orchestrator.resources.maintenance import MaintenancePhase, MaintenanceSpec, NodeMaintenance, NodeStage
 from orchestrator.services import drains
-from orchestrator.services.arming import DISARMING_ANNOTATIONS, DRAINED, NOT_ENABLED, keep_arming
+from orchestrator.services.arming import DISARMING_ANNOTATIONS, keep_arming
 from orchestrator.services.fencing import arm, disarm, set_fencing
 from orchestrator.services.liveness import Liveness
 from orchestrator.services.membership import keep_membership
