@@ -311,15 +311,17 @@ class Suspicion:
         suspicion_id: Random, never used twice.
         generation: Of the lease that ran out.
         sequence: Likewise.
+        redis: Run id and replication id of the Redis at which it was opened: at any other one it is void (rule 9).
     """
 
     suspicion_id: str
     generation: str
     sequence: int
+    redis: str = ""
 
     def text(self) -> str:
         """Write it as it is published; `lua/lease.lua` reads the first word."""
-        return f"{self.suspicion_id} {self.generation} {self.sequence}"
+        return f"{self.suspicion_id} {self.generation} {self.sequence} {self.redis}"
 
 
 def read_suspicion(text: str) -> Suspicion:
@@ -328,8 +330,8 @@ def read_suspicion(text: str) -> Suspicion:
     Raises:
         ValueError: It is none.
     """
-    suspicion_id, generation, sequence = text.split(" ")
-    return Suspicion(suspicion_id, generation, int(sequence))
+    suspicion_id, generation, sequence, redis = (*text.split(" "), "")[:4]
+    return Suspicion(suspicion_id, generation, int(sequence), redis)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,11 @@ TASK_ENDED_AT: Final = Gauge(
     ["task"],
     registry=REGISTRY,
 )
+LOOKED_AT: Final = Gauge(
+    "vmherd_liveness_looked_timestamp_seconds",
+    "When this process last came to the end of a look at the nodes' leases, by this machine's clock; 0: it never did",
+    registry=REGISTRY,
+)
 COMMITS: Final = Counter(
     "vmherd_commits",
     "Commits to the store: done, refused (a check did not hold), conflict",

@@ -84,8 +84,8 @@ class Settings(BaseSettings):
             before they count; a start is held until then. 0: one, while one is connected.
         max_unhealthy: When more of the members than this look lost, percent, nothing is fenced by itself. A single
             loss is never held up by it.
-        remove_lost_nodes: Take a node that was fenced out of the herd; it gets its labels, cordon and taints back when
-            it joins again.
+        remove_lost_nodes: Take a node that was fenced out of the herd; it gets its labels, annotations, cordon and
+            taints back when it joins again.
         correlation_labels: Labels that tell of what nodes share, the narrowest first; a loss of all nodes of one value
             is named as such.
         failsafe: Let the watchdog be fed while Redis is away and more than half of the members say so too. Off, an

@@ -21,11 +21,10 @@ from celery.exceptions import Ignore
 from orchestrator.celery_app import CeleryMessenger, app
 from orchestrator.errors import Conflict, RecoveryMode, StoreUnavailable, VmherdError
 from orchestrator.logs import logger
-from orchestrator.queues import CONTROL, FENCING, LIVENESS, TICK_PERIOD_S, Task
+from orchestrator.queues import CONTROL, FENCING, LIVENESS, Task
 from orchestrator.resources import DEFAULT_NAMESPACE, OperationType
 from orchestrator.resources.vmop import CELERY_TASK_ANNOTATION, MigrateTo
 from orchestrator.services import capacity, rebalancing
-from orchestrator.services.agents import AgentWatch
 from orchestrator.services.context import Context
 from orchestrator.services.failover import recover_node
 from orchestrator.services.fencing import Tools, default_tools, power_on_again, read_power, read_powers, run_fencing
@@ -33,7 +32,7 @@ from orchestrator.services.firmware import keep_firmware
 from orchestrator.services.granting import grant_pending
 from orchestrator.services.herd import Herd
 from orchestrator.services.housekeeping import remove_old_events, remove_old_operations
-from orchestrator.services.liveness import Liveness
+from orchestrator.services.lookout import Lookout, look_at
 from orchestrator.services.operations import create_operation, new_operation
 from orchestrator.services.reconcile import reconcile as reconcile_round
 from orchestrator.store import Store
@@ -50,7 +49,6 @@ def context() -> Context:
 _herd_lock = threading.Lock()
 _herds: list[Herd] = []
 _grant_lock = threading.Lock()
-_liveness: list[tuple[Liveness, AgentWatch]] = []
 
 
 def herd() -> Herd:
@@ -59,6 +57,10 @@ def herd() -> Herd:
         if not _herds:
             _herds.append(Herd(context().store).start())
         return _herds[0]
+
+
+lookout = Lookout(lambda: look_at(context(), herd()))
+"""This process's; it begins with a liveness worker (`orchestrator.worker`), or at the first tick."""
 
 
 @app.task(name=Task.GRANT.value, queue=CONTROL, send_events=False)
@@ -114,17 +116,10 @@ def capacity_watch() -> int:
 
 @app.task(name=Task.LIVENESS.value, queue=LIVENESS, send_events=False)
 def liveness() -> None:
-    """Read the leases, and agents' signs of life."""
-    try:
-        with _herd_lock:
-            first = not _liveness
-        if first:
-            _liveness.append((Liveness(context(), herd()), AgentWatch(context(), herd())))
-        leases, agents = _liveness[0]
-        agents.scan()
-        leases.watch(TICK_PERIOD_S["liveness"])
-    except StoreUnavailable as error:
-        log.warning("liveness: no store", error=str(error))
+    """See to it that this process looks at the leases, and at agents' signs of life, by itself."""
+    lookout.begin()
+    if (late_s := lookout.late_s()) > 0:
+        log.warning("liveness: no look at the leases comes to its end", late_s=round(late_s))
 
 
 @cache

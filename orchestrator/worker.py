@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from celery.signals import setup_logging, worker_init
+from celery.signals import setup_logging, worker_init, worker_ready, worker_shutdown
 
 from orchestrator import logs, metrics, tasks
 from orchestrator.celery_app import app
@@ -28,3 +28,14 @@ def _measure(**_: Any) -> None:
     metrics.watch_tasks()
     # The herd's own are given where its copy is kept anyway. Each control worker gives the same.
     metrics.serve(ROLE, HerdMetrics(tasks.herd).render if ROLE == _CONTROL else None)
+
+
+@worker_ready.connect
+def _look(**_: Any) -> None:
+    if ROLE == "liveness":  # its pool is threads: nothing is forked from here on
+        tasks.lookout.begin()
+
+
+@worker_shutdown.connect
+def _look_no_more(**_: Any) -> None:
+    tasks.lookout.end()

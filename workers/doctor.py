@@ -18,12 +18,14 @@ import yaml
 
 from orchestrator.errors import HypervisorError, StoreUnavailable, VmherdError
 from orchestrator.lease import StoredLease, read_lease, read_membership
+from orchestrator.resources.fencing import DISARMED_BY_ANNOTATION, DISARMED_FAILOVER, DRAINED, NOT_ENABLED
 from orchestrator.settings import Settings, settings
 from orchestrator.store import keys
 from orchestrator.store.connection import connect, redis_errors
 from workers.hypervisor.drivers import open_hypervisor
 from workers.watchdog import WatchdogFailed, find_watchdog
 
+_GUESTS: Final = "libvirt-guests.service"
 _SLEEP_TARGETS: Final = ("sleep.target", "suspend.target", "hibernate.target", "hybrid-sleep.target")
 _CLOCKS_APART_S: Final = 2.0
 _SYSTEMCTL_S: Final = 10.0
@@ -69,7 +71,9 @@ class Facts:
         has_replicas: Redis has some.
         waits_for_replicas: It takes no writes without them.
         libvirt_error: Empty: it answers.
+        disarm: Why the control plane wants its watchdog disarmed; empty: it may be armed.
         unit_states: `systemctl is-enabled` of units; absent: not known.
+        active_units: Of these, those that are active, whether they are enabled or not.
         has_ipmi: The kernel speaks to a BMC.
     """
 
@@ -85,7 +89,9 @@ class Facts:
     has_replicas: bool = False
     waits_for_replicas: bool = False
     libvirt_error: str = ""
+    disarm: str = ""
     unit_states: tuple[tuple[str, str], ...] = ()
+    active_units: frozenset[str] = frozenset()
     has_ipmi: bool = False
 
 
@@ -95,24 +101,40 @@ def examine(facts: Facts, config: Settings) -> list[Finding]:
         _redis(facts),
         _heartbeat(facts, config),
         _watchdog(facts, config),
+        _disarmed(facts, config),
         _members(facts, config),
         _bmc(facts, config),
         _clock(facts),
         _libvirt(facts, config),
         *_units(facts),
     ]
+    return [*findings, _verdict(facts, config)]
+
+
+def _verdict(facts: Facts, config: Settings) -> Finding:
+    """Say by what it could be fenced as things stand: what the control plane asks for a deadline, and its own word."""
     lease = facts.lease.lease if facts.lease is not None else None
-    if lease is not None and lease.armed and _is_fresh(facts):
-        if len(facts.members) <= 2 and lease.failsafe:  # noqa: PLR2004 - TAKEOVER.md, rule 11
-            says = "by its BMC or a person only: two members have no majority without it"
-            todo = "add a witness on the control plane's machine: vmherd node enroll NAME --witness"
-            verdict = Finding(Level.WARNING, "could be fenced", says, todo)
-        else:
-            verdict = Finding(Level.OK, "could be fenced", "by its watchdog's deadline")
+    who, todo = "by its BMC or a person only", "see above; or set up its BMC on the control plane"
+    if facts.disarm == NOT_ENABLED or facts.disarm.startswith(DISARMED_FAILOVER):
+        who, why, todo = "by a person only", facts.disarm, "see above"  # its BMC is not used, either
+    elif lease is None or not lease.armed or not _is_fresh(facts):
+        why = "no watchdog is armed"
+    elif facts.disarm:
+        why = f"its watchdog is about to be disarmed ({facts.disarm})"
+    elif _may_lose_writes(facts):  # rule 9
+        why = "no deadline counts while Redis does not wait for its replicas"
+    elif lease.failsafe and config.node not in facts.members:  # rule 10
+        why = "it is not a member, so nobody's acknowledgement counts against it"
+    elif lease.failsafe and len(facts.members) <= 2:  # noqa: PLR2004 - rule 11
+        why = "two members have no majority without it"
+        todo = "add a witness on the control plane's machine: vmherd node enroll NAME --witness"
     else:
-        todo = "see above; or set up its BMC on the control plane"
-        verdict = Finding(Level.WARNING, "could be fenced", "by its BMC or a person only: no watchdog is armed", todo)
-    return [*findings, verdict]
+        return Finding(Level.OK, "could be fenced", "by its watchdog's deadline")
+    return Finding(Level.WARNING, "could be fenced", f"{who}: {why}", todo)
+
+
+def _may_lose_writes(facts: Facts) -> bool:
+    return facts.has_replicas and not facts.waits_for_replicas
 
 
 def _is_fresh(facts: Facts) -> bool:
@@ -123,7 +145,7 @@ def _redis(facts: Facts) -> Finding:
     if facts.redis_error:
         todo = "check VMHERD_REDIS_URL in /etc/vmherd/node.env, and the way to it"
         return Finding(Level.PROBLEM, "Redis", facts.redis_error, todo)
-    if facts.has_replicas and not facts.waits_for_replicas:
+    if _may_lose_writes(facts):
         says = "has replicas, and min-replicas-to-write is 0: nothing is taken over by a watchdog's deadline"
         todo = "set min-replicas-to-write 1 in each Redis of the herd (TAKEOVER.md, rule 9; docs/failover.md)"
         return Finding(Level.WARNING, "Redis", says, todo)
@@ -159,12 +181,33 @@ def _watchdog(facts: Facts, config: Settings) -> Finding:
         todo = "load its driver with nowayout=0: a planned stop would reset this host"
         return Finding(Level.PROBLEM, "watchdog", f"{name} can't be disarmed (nowayout)", todo)
     if facts.lease is None or not facts.lease.lease.armed or not _is_fresh(facts):
-        todo = "journalctl -u vmherd-heartbeat says why; in maintenance it is meant to be so"
+        todo = "journalctl -u vmherd-heartbeat says why" if not facts.disarm else "see why in the next line"
         return Finding(Level.WARNING, "watchdog", f"{name} is not armed", todo)
     level, soft = (
         (Level.OK, "") if facts.identity != "Software Watchdog" else (Level.NOTE, "; a hung kernel may hang it")
     )
     return Finding(level, "watchdog", f"{name} is armed, {facts.lease.lease.timing.watchdog_timeout:g} s{soft}")
+
+
+def _disarmed(facts: Facts, config: Settings) -> Finding:
+    """Say what the control plane wants of its watchdog, and who takes that back."""
+    why, node = facts.disarm, config.node
+    if facts.redis_error:
+        return Finding(Level.NOTE, "fencing", "not known without Redis")
+    if not why:
+        return Finding(Level.OK, "fencing", "is enabled, and nothing disarms it")
+    if why == NOT_ENABLED:
+        todo = f"on the control plane: vmherd fence set {node} --enable"
+        return Finding(Level.WARNING, "fencing", f"{why}: nothing of it starts elsewhere by itself", todo)
+    if why.startswith(DISARMED_FAILOVER):
+        todo = f"on the control plane: vmherd failover arm (or: vmherd failover arm --node {node})"
+        return Finding(Level.WARNING, "fencing", why, todo)
+    says = f"its watchdog is disarmed: {why}"
+    if why.startswith(DISARMED_BY_ANNOTATION):
+        name = why.removeprefix(DISARMED_BY_ANNOTATION)
+        return Finding(Level.WARNING, "fencing", says, f"once its work is done: kubectl annotate node {node} {name}-")
+    todo = f"as it is meant; it is armed again after: vmherd uncordon {node}" if why == DRAINED else ""
+    return Finding(Level.NOTE, "fencing", says, todo)
 
 
 def _members(facts: Facts, config: Settings) -> Finding:
@@ -203,12 +246,16 @@ def _units(facts: Facts) -> list[Finding]:
     if not states:
         return [Finding(Level.NOTE, "systemd", "does not answer here: units were not looked at")]
     findings = []
-    if states.get("libvirt-guests.service") in {"enabled", "enabled-runtime", "static", "linked"}:
-        says = "libvirt-guests.service is enabled: it would stop or save VMs behind vmherd's back"
-        todo = "systemctl disable --now libvirt-guests.service"
+    if _GUESTS in facts.active_units:  # also where it is disabled: what counts at a shutdown is that it is active
+        says = f"{_GUESTS} is active: when it ends, it stops or saves VMs behind vmherd's back"
+        todo = f"its own end does so, too: once no VM runs here, systemctl disable --now {_GUESTS}"
+        findings.append(Finding(Level.PROBLEM, "libvirt-guests", says, todo))
+    elif states.get(_GUESTS) in {"enabled", "enabled-runtime", "static", "linked"}:
+        says = f"{_GUESTS} is enabled: it would stop or save VMs behind vmherd's back"
+        todo = f"systemctl disable {_GUESTS}"
         findings.append(Finding(Level.PROBLEM, "libvirt-guests", says, todo))
     else:
-        findings.append(Finding(Level.OK, "libvirt-guests", "is not enabled"))
+        findings.append(Finding(Level.OK, "libvirt-guests", "is neither enabled nor active"))
     awake = [unit for unit in _SLEEP_TARGETS if states.get(unit) not in {"masked", "masked-runtime"}]
     if awake:
         says = f"this host may be suspended ({', '.join(awake)})"
@@ -230,7 +277,7 @@ def read_facts(config: Settings) -> Facts:
         device_error = str(error)
     name = "watchdog0" if device is not None and device.name == "watchdog" else device.name if device else ""
     sysfs = Path("/sys/class/watchdog") / name
-    lease, age, members, apart, redis_error = _read_redis(config)
+    lease, age, members, apart, disarm, redis_error = _read_redis(config)
     has_replicas, waits = _read_replication(config)
     return Facts(
         device=device,
@@ -245,7 +292,9 @@ def read_facts(config: Settings) -> Facts:
         has_replicas=has_replicas,
         waits_for_replicas=waits,
         libvirt_error=_try_hypervisor(config),
+        disarm=disarm,
         unit_states=_unit_states(),
+        active_units=frozenset(unit for unit in (_GUESTS,) if _systemctl("is-active", unit) == "active"),
         has_ipmi=Path("/dev/ipmi0").exists(),
     )
 
@@ -268,8 +317,8 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _read_redis(config: Settings) -> tuple[StoredLease | None, float, frozenset[str], float, str]:
-    """Read the lease, its age, the members, and how far the clocks are apart; or why not."""
+def _read_redis(config: Settings) -> tuple[StoredLease | None, float, frozenset[str], float, str, str]:
+    """Read the lease, its age, the members, how far the clocks are apart, and why it is disarmed; or why not."""
     import time  # noqa: PLC0415 - for this comparison alone
 
     try:
@@ -279,11 +328,12 @@ def _read_redis(config: Settings) -> tuple[StoredLease | None, float, frozenset[
             now = time.time()
             lease = read_lease(cast("str | None", client.get(keys.lease(config.node))))
             members = read_membership(cast("str | None", client.get(keys.MEMBERSHIP))).members
+            disarm = cast("str | None", client.get(keys.disarm(config.node))) or ""
     except StoreUnavailable as error:
-        return None, 0.0, frozenset(), 0.0, str(error)
+        return None, 0.0, frozenset(), 0.0, "", str(error)
     redis_now = seconds + micros / 1e6
     age = redis_now - lease.renewed_ms / 1000 if lease is not None else 0.0
-    return lease, age, frozenset(members), now - redis_now, ""
+    return lease, age, frozenset(members), now - redis_now, disarm, ""
 
 
 def _try_hypervisor(config: Settings) -> str:
@@ -302,16 +352,24 @@ def _try_hypervisor(config: Settings) -> str:
 
 def _unit_states() -> tuple[tuple[str, str], ...]:
     states = []
-    for unit in ("libvirt-guests.service", *_SLEEP_TARGETS):
-        try:
-            done = subprocess.run(
-                ["systemctl", "is-enabled", unit], capture_output=True, text=True, timeout=_SYSTEMCTL_S, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
+    for unit in (_GUESTS, *_SLEEP_TARGETS):
+        state = _systemctl("is-enabled", unit)
+        if state is None:
             return ()
-        if state := done.stdout.strip():
+        if state:
             states.append((unit, state))
     return tuple(states)
+
+
+def _systemctl(verb: str, unit: str) -> str | None:
+    """Ask systemd about a unit; None where it does not answer."""
+    try:
+        done = subprocess.run(
+            ["systemctl", verb, unit], capture_output=True, text=True, timeout=_SYSTEMCTL_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip()
 
 
 def _lines(findings: list[Finding]) -> str:

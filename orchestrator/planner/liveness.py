@@ -14,7 +14,9 @@ from orchestrator.lease import Lease, Membership, Suspicion, Timing
 CLOCKS_APART_S = 1.0
 """Redis's time and a worker's monotonic clock moved apart by more than this: one of them was set, or stood still."""
 LONGEST_GAP_S = 5.0
-"""Between two scans of one worker; after a longer one it can't say what it missed."""
+"""Between two scans of one worker; after a longer one it can't say what it missed. What was read so long ago is acted
+upon no more, either: another worker may have acted meanwhile."""
+AFTER_INTERRUPTION = "AfterInterruption"
 _SLACK_S = 0.05
 _LATE_S = 2.0
 """Two scans: after a heartbeat and so long without a renewal, a lease is late."""
@@ -38,6 +40,11 @@ class Glance:
     redis_s: float
     clock: float
     read_at: float
+
+    @property
+    def redis(self) -> str:
+        """Which Redis answered, and which life of it: another one after each restart and each failover."""
+        return f"{self.run_id}/{self.replication_id}"
 
 
 def interruption(before: Glance | None, now: Glance) -> str:
@@ -111,6 +118,11 @@ class Judgement:
     reason: str = ""
     message: str = ""
 
+    @property
+    def is_about_worker(self) -> bool:
+        """Whether it says only that this worker has not watched for long enough: another one may know more."""
+        return self.reason == AFTER_INTERRUPTION
+
 
 @dataclass(frozen=True, slots=True)
 class Lost:
@@ -182,7 +194,7 @@ def judge(lost: Lost, herd: Circumstances, timing: Timing, margin: float, *, is_
     wait = timing.lease_ttl + margin + herd.wait_more_s
     if herd.quiet_s < wait:  # rules 6 and 9
         why = f"the control plane was interrupted {herd.quiet_s:.0f} s ago, and waits for {wait:.0f} s"
-        return Judgement(Act.HOLD, "AfterInterruption", f"{for_s}; {why}")
+        return Judgement(Act.HOLD, AFTER_INTERRUPTION, f"{for_s}; {why}")
     silent = herd.lost if is_open else max(herd.lost, herd.late)
     if herd.are_too_many(silent):
         common = f" ({herd.correlated})" if herd.correlated else ""
@@ -190,7 +202,7 @@ def judge(lost: Lost, herd: Circumstances, timing: Timing, margin: float, *, is_
         return Judgement(Act.HOLD, "TooManyLost", f"{for_s}; {why}: nothing is fenced by itself, a person may confirm")
     if herd.many_ago_s < wait:  # they come back one after the other: the last of them is no single loss
         why = f"too many looked lost {herd.many_ago_s:.0f} s ago: it is given {wait:.0f} s to come back as well"
-        return Judgement(Act.HOLD, "AfterInterruption", f"{for_s}; {why}")
+        return Judgement(Act.HOLD, AFTER_INTERRUPTION, f"{for_s}; {why}")
     if lost.disarmed:  # last: it does not end a fencing under way, and what stands above does
         return Judgement(Act.HOLD, "FailoverDisarmed", f"{for_s}; failover is disarmed: {lost.disarmed}")
     common = f"; {herd.correlated}" if herd.correlated else ""

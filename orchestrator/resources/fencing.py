@@ -6,7 +6,7 @@ before `status.evidence` is there; `FenceUnconfirmed` never counts as fenced (do
 """
 
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
@@ -16,6 +16,13 @@ from orchestrator.resources.scheduling import Taint
 
 ENABLED_LABEL = "node-manager.deckhouse.io/fencing-enabled"
 """The platform's label of nodes that may be fenced."""
+
+NOT_ENABLED: Final = "fencing is not enabled for this node"
+DRAINED: Final = "drained: it is cordoned and empty"
+DISARMED_BY_MAINTENANCE: Final = "maintenance "
+DISARMED_BY_ANNOTATION: Final = "annotation "
+DISARMED_FAILOVER: Final = "failover is disarmed: "
+"""Why a node's watchdog is to be disarmed, as it is told to the node, or how that begins (`services.arming`)."""
 
 _SECRET_WORDS = ("passw", "secret", "token", "passphrase")
 
@@ -127,9 +134,13 @@ class Evidence(Model):
 
 
 class KeptNode(Model):
-    """What a node that was removed gets back when it returns."""
+    """What a node that was removed gets back when it returns: all that people say of it.
+
+    Its annotations are people's as well (no process of ours writes any on a node); some keep its watchdog disarmed.
+    """
 
     labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
     unschedulable: bool = False
     taints: tuple[Taint, ...] = ()
 
@@ -151,7 +162,10 @@ class NodeFencingStatus(Model):
         listing_order: Id of the order to list its domains that the node has to answer before it is back: what it
             reported before the evidence may still be unread.
         orders: By UUID, what the node has to destroy before it is back.
-        powered_off: Whether we cut its power, so that `afterwards` applies. Written before it is done.
+        powered_off: Whether we cut its power, so that `afterwards` applies. Written before it is done, and taken back
+            when the power was read as on.
+        power_on_tries: How often it was asked to switch it on again.
+        power_on_after: Not once more before this instant.
         cut_epoch: When this BMC was first told to, likewise: an epoch, as `evidence` has it; 0: it was not.
         bmc_off: Whether this BMC was read as off since.
         lost_before: Members that were silent already when this BMC was first told to cut the power, or read as off.
@@ -173,6 +187,8 @@ class NodeFencingStatus(Model):
     contradicted: str = ""
     kept: KeptNode | None = None
     powered_off: bool = False
+    power_on_tries: int = 0
+    power_on_after: Timestamp | None = None
     cut_epoch: int = 0
     bmc_off: bool = False
     lost_before: tuple[str, ...] = ()
@@ -200,6 +216,15 @@ class NodeFencing(Resource):
     def with_status(self, **changes: object) -> "NodeFencing":
         """Give a copy with some of its status changed."""
         return self.with_(status=self.status.with_(**changes))
+
+    @property
+    def awaits_power(self) -> bool:
+        """Whether its power is to be switched on again: we cut it, by this BMC, and all that ran there is settled."""
+        status = self.status
+        is_wanted = status.powered_off and self.spec.afterwards == "PowerOn"
+        return (
+            is_wanted and status.phase is FencePhase.RECOVERED and self.spec.bmc is not None and not status.bmc_distrust
+        )
 
     def is_enabled(self, labels: dict[str, str]) -> bool:
         """Whether the node may be fenced: said here, or by its label."""

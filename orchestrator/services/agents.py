@@ -64,10 +64,11 @@ class AgentWatch:
         return False if now - read.since > self.ctx.config.lease_ttl + _MARGIN_S else None
 
     def _write(self, name: str, *, alive: bool) -> None:
-        def decide() -> None:
+        def decide() -> bool:
             old = self.ctx.store.find(Node, name)
-            if old is None:
-                return
+            shown = find_condition(old.status.conditions, AGENT_ALIVE) if old is not None else None
+            if old is None or (shown.status == "True" if shown else True) == alive:
+                return False  # another worker was first
             condition = Condition(
                 type=AGENT_ALIVE,
                 status="True" if alive else "False",
@@ -77,6 +78,7 @@ class AgentWatch:
             batch = self.ctx.store.batch()
             put_node(batch, old, old, (condition,), self.ctx.now())
             self.ctx.store.must_commit(batch)
+            return True
 
-        deciding(decide)
-        wake_grant(self.ctx)
+        if deciding(decide):
+            wake_grant(self.ctx)

@@ -7,10 +7,14 @@ only, so it may stop anywhere and be run again:
    has nothing (`answer_for`). So a VM that was migrating is not started before the other host has answered too.
 2. Every VM that is on record there, and on which nothing is open, has stopped, as the node's doing. Those whose policy
    wants it get their Start in the same commit; all of them are placed together, the most important first.
-3. The node is removed: its labels, cordon and taints stay in its `NodeFencing`; its queues are emptied.
+3. The node is removed: its labels, annotations, cordon and taints stay in its `NodeFencing`; its queues are emptied.
+4. If we cut its power, it is to be switched on again. That is asked for until the power was read as on, or the node is
+   back: messages get lost, and BMCs fail.
 
 Every step looks for the evidence itself: without it nothing of a node is touched.
 """
+
+from datetime import timedelta
 
 from orchestrator.errors import Conflict
 from orchestrator.logs import logger
@@ -43,6 +47,9 @@ from orchestrator.store.connection import redis_errors
 log = logger(__name__)
 
 _AT_A_TIME = 50
+_POWER_ON_AGAIN = timedelta(seconds=10)
+_POWER_ON_AT_LEAST_EVERY = timedelta(minutes=5)
+_DOUBLED_AT_MOST = 8
 
 
 def recover_fenced(ctx: Context, herd: Herd) -> None:
@@ -74,8 +81,8 @@ def recover_node(ctx: Context, herd: Herd, name: str) -> bool:
     is_done = _restart(ctx, herd, fencing)
     if is_done and fencing.status.phase is FencePhase.FENCED:
         _finish(ctx, name)
-        if fencing.status.powered_off and fencing.spec.afterwards == "PowerOn":
-            ctx.messenger.send(Message(Task.POWER_ON, FENCING, (name,)))
+    if is_done:
+        _ask_for_power(ctx, name)
     return is_done
 
 
@@ -228,7 +235,13 @@ def _finish(ctx: Context, name: str) -> None:
         listing = f"return-{fencing.status.evidence.epoch}"
         new = fencing.with_status(phase=FencePhase.RECOVERED, since=at, listing_order=listing)
         if ctx.config.remove_lost_nodes and node is not None:
-            kept = KeptNode(labels=node.metadata.labels, unschedulable=node.spec.unschedulable, taints=node.spec.taints)
+            meta, spec = node.metadata, node.spec
+            kept = KeptNode(
+                labels=meta.labels,
+                annotations=meta.annotations,
+                unschedulable=spec.unschedulable,
+                taints=spec.taints,
+            )
             new = new.with_status(kept=kept)
             batch.delete(node)
             inventory = ctx.store.find(NodeInventory, name)
@@ -243,6 +256,28 @@ def _finish(ctx: Context, name: str) -> None:
             ctx.store.redis.delete(migrate_queue(name), lifecycle_queue(name))
 
     deciding(decide)
+
+
+# --- 4. its power -----------------------------------------------------------------------------------------------------
+
+
+def _ask_for_power(ctx: Context, name: str) -> None:
+    """Have the power of a recovered node switched on again, if that is due. Next time after twice as long."""
+
+    def decide() -> bool:
+        fencing, at = _fenced(ctx, name), ctx.store.now()
+        if fencing is None or not fencing.awaits_power:
+            return False
+        tries, after = fencing.status.power_on_tries, fencing.status.power_on_after
+        if after is not None and at < after:
+            return False
+        wait = min(_POWER_ON_AGAIN * 2 ** min(tries, _DOUBLED_AT_MOST), _POWER_ON_AT_LEAST_EVERY)
+        asked = fencing.with_status(power_on_tries=tries + 1, power_on_after=at + wait)
+        ctx.store.must_commit(ctx.store.batch().put(fencing, asked))
+        return True
+
+    if deciding(decide):
+        ctx.messenger.send(Message(Task.POWER_ON, FENCING, (name,)))
 
 
 __all__ = ["answer_for", "recover_fenced", "recover_node"]

@@ -2,7 +2,9 @@
 
 One object a process. What it knows of time it has read itself, by its own monotonic clock, from the Redis that still
 answers: after whatever came between (`planner.liveness.interruption`) it begins anew, and so does a worker that was
-restarted. Several may run: each counts for itself, and commits are made against what was read.
+restarted. Several run side by side (`services.lookout`): each counts for itself, and commits are made against what was
+read. So whichever is first to see a thing does it, and the others find it done; suspicions are shared, as each counts
+the acknowledgements by its own readings.
 
 Here stand rules 6, 7, 9 and 11 of TAKEOVER.md as far as they need a clock; what needs one moment only is checked in the
 commit itself (`services.takeover`). Nothing is restarted from here: evidence is, by `services.failover`.
@@ -11,13 +13,14 @@ commit itself (`services.takeover`). Nothing is restarted from here: evidence is
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 from uuid import uuid4
 
-from orchestrator.errors import StoreUnavailable
+from orchestrator.errors import Conflict, StoreUnavailable
 from orchestrator.lease import Lease, Membership, StoredLease, Suspicion, read_lease, read_membership, read_suspicion
 from orchestrator.logs import logger
 from orchestrator.planner.liveness import (
+    LONGEST_GAP_S,
     Act,
     Ballot,
     Circumstances,
@@ -33,7 +36,7 @@ from orchestrator.planner.liveness import (
     votes,
 )
 from orchestrator.queues import FENCING, Message, Task
-from orchestrator.resources import Condition, Node, NodeFencing
+from orchestrator.resources import Condition, Node, NodeFencing, find_condition
 from orchestrator.resources.fencing import FenceLevel, FencePhase, is_enabled_by_label
 from orchestrator.services import fencing
 from orchestrator.services.context import Context, deciding, wake_grant
@@ -77,6 +80,7 @@ class _Seen:
         agents: Their agents' signs of life.
         membership: As it is published.
         suspicions: That are open, by node.
+        void: Suspicions that were opened at another Redis, or before this one restarted, by node (rule 9).
         disarmed: Why nothing is fenced, by node.
         is_replicated: This Redis has replicas, or was one before it was promoted.
         may_lose_writes: Likewise, and it does not wait for them (rule 9): it may go on alone for ever.
@@ -87,6 +91,7 @@ class _Seen:
     agents: Mapping[str, str]
     membership: Membership
     suspicions: Mapping[str, Suspicion]
+    void: Mapping[str, Suspicion]
     disarmed: Mapping[str, str]
     is_replicated: bool
     may_lose_writes: bool
@@ -133,6 +138,8 @@ class Liveness:
         nodes = {node.name: node for node in self.herd.follower.all(Node)}
         seen = self._look(sorted(nodes))
         self._note_interruption(seen)
+        for name, suspicion in seen.void.items():  # whoever opened it: its acknowledgements count for nothing
+            self._withdraw(name, suspicion)
         firsts = self._note_readings(seen)
         clock = seen.glance.clock
         watched = {name: self._watched(name, seen, clock) for name in nodes if name not in firsts}
@@ -165,6 +172,9 @@ class Liveness:
         for name in watched.keys() - lost:
             self._is_due_at(self._leases[name].since + watched[name].ttl(ttl))
         for name in sorted(lost):
+            if self.ctx.clock.monotonic() - seen.glance.read_at > LONGEST_GAP_S:
+                log.warning("what was read is too old to be acted upon", left=name)
+                return
             self._act(nodes[name], watched[name], herd, seen)
 
     def _is_due_at(self, moment: float) -> None:
@@ -198,12 +208,14 @@ class Liveness:
         is_replicated = has_replicas or int(cast("int", replication.get("second_repl_offset", -1))) >= 0
         texts = cast("list[str | None]", answer[6]) if names else []
         signs = cast("list[str | None]", answer[7]) if names else []
+        suspicions = {name: read_suspicion(text) for name, text in cast("dict[str, str]", answer[4]).items()}
         return _Seen(
             glance,
             {name: read_lease(text) for name, text in zip(names, texts, strict=True)},
             {name: sign or "" for name, sign in zip(names, signs, strict=True)},
             read_membership(cast("str | None", answer[3])),
-            {name: read_suspicion(text) for name, text in cast("dict[str, str]", answer[4]).items()},
+            {name: suspicion for name, suspicion in suspicions.items() if suspicion.redis == glance.redis},
+            {name: suspicion for name, suspicion in suspicions.items() if suspicion.redis != glance.redis},
             cast("dict[str, str]", answer[5]),
             is_replicated,
             is_replicated and "min_slaves_good_slaves" not in replication,
@@ -212,13 +224,10 @@ class Liveness:
     def _note_interruption(self, seen: _Seen) -> None:
         why = interruption(self._glance, seen.glance)
         before, self._glance = self._glance, seen.glance
-        if before is None:  # nobody knows what it missed: Redis may have failed over a moment ago
-            failed_over, was_redis = seen.is_replicated, True
-        else:
-            failed_over = before.replication_id != seen.glance.replication_id
-            was_redis = failed_over or before.run_id != seen.glance.run_id
         if not why:
             return
+        # Of a worker that begins nobody knows what it missed: Redis may have failed over a moment ago.
+        failed_over = seen.is_replicated if before is None else before.replication_id != seen.glance.replication_id
         log.info("liveness begins anew", why=why)
         for read in (self._leases, self._agents, self._ballots):
             read.clear()
@@ -227,10 +236,6 @@ class Liveness:
             self._old_primary_until = seen.glance.read_at + self._failover_wait()
         # Whatever comes between, the old primary accepts writes no longer than that.
         self._wait_more_s = max(0.0, self._old_primary_until - seen.glance.read_at)
-        if was_redis and seen.suspicions:  # rule 9: acknowledgements of before count for nothing
-            batch = self.ctx.store.batch().effect("DEL", keys.SUSPICIONS)
-            batch.tell("suspicions are void", why=why, nodes=sorted(seen.suspicions))
-            self.ctx.store.must_commit(batch)
 
     def _failover_wait(self) -> float:
         """Give Q: as it is set, and no less than this Redis's own setting implies (rule 9)."""
@@ -289,14 +294,14 @@ class Liveness:
         A node about which there is evidence may have booted and renew its lease; it is back only when
         `services.returning` has admitted it.
         """
-        shown = next((c for c in node.status.conditions if c.type == "LeaseFresh"), None)
+        shown = find_condition(node.status.conditions, "LeaseFresh")
         found = self.herd.follower.get(NodeFencing, node.name)
         is_away = found is not None and found.status.phase.has_evidence
         if watched.unchanged_s <= 0 and watched.lease is not None:  # it was renewed since the scan before
             if not is_away and (shown is None or shown.status != "True"):
                 self._write(node.name, fresh=True, message="")
             if found is not None and found.status.phase is not FencePhase.IDLE:
-                fencing.end_renewed(self.ctx, node.name, watched.lease)
+                fencing.end_renewed(self.ctx, node.name)
             if node.name in seen.suspicions:
                 self._withdraw(node.name, seen.suspicions[node.name])
         elif is_lost and (shown is None or shown.status == "True"):
@@ -315,9 +320,6 @@ class Liveness:
         if judgement.act is Act.FENCE and self._is_alive_otherwise(watched):
             message = "its heartbeat is dead, and its agent lives: it is not fenced"
             judgement = Judgement(Act.NOT_READY, "AgentAlive", message)
-        is_told = found is not None and found.status.reason == "TooManyLost"
-        if judgement.reason == "AfterInterruption" and (is_open or is_told):
-            return  # it goes on when its time has come again
         if judgement.act is not Act.FENCE and not (is_open and judgement.reason == "FailoverDisarmed"):
             if not lost.is_witness:
                 is_telling = not (judgement.act is Act.NOT_READY and lost.is_empty)
@@ -373,7 +375,7 @@ class Liveness:
             suspicion = None
         if suspicion is None and lease.failsafe:
             if may_suspect(watched, majority_fresh_s=majority_s, quiet_s=herd.quiet_s, wait_s=wait_s):
-                self._suspect(name, lease)
+                self._suspect(name, lease, seen.glance)
                 self._is_due_at(clock + _VOTES_EVERY_S)
             return
         ballot = self._ballot(name, suspicion, seen)
@@ -389,7 +391,11 @@ class Liveness:
         if lease.failsafe:
             text += f", and {len(ballot.votes)} of {len(seen.membership.members)} members had agreed not to keep it up"
         vote = Vote(seen.glance, suspicion if lease.failsafe else None)
-        refused = commit_evidence(self.ctx, found, lease, FenceLevel.DEADLINE, text, vote=vote)
+        try:
+            refused = commit_evidence(self.ctx, found, lease, FenceLevel.DEADLINE, text, vote=vote)
+        except Conflict:
+            log.info("its fencing was changed meanwhile", node=name)  # another worker was first, or its BMC was
+            return
         if refused is not None:
             log.warning("no takeover by deadline", node=name, check=refused.check, detail=refused.detail)
 
@@ -415,9 +421,9 @@ class Liveness:
         read = _note(self._ballots, name, suspicion.suspicion_id, seen.glance.read_at)
         return Ballot(suspicion, found, seen.glance.clock - read.since)
 
-    def _suspect(self, name: str, lease: Lease) -> None:
+    def _suspect(self, name: str, lease: Lease, glance: Glance) -> None:
         """Open a suspicion of this lease, unless there is one or it was renewed; its id is random (rule 6)."""
-        suspicion = Suspicion(uuid4().hex, *lease.identity)
+        suspicion = Suspicion(uuid4().hex, *lease.identity, glance.redis)
         batch = self.ctx.store.batch().check("identity").check("lease", name, *lease.identity, True)
         batch.check("field", keys.SUSPICIONS, name, "")
         batch.effect("HSET", keys.SUSPICIONS, name, suspicion.text())
@@ -431,25 +437,29 @@ class Liveness:
             log.info("suspicion had ended", node=name)
 
     def _write(self, name: str, *, fresh: bool, message: str) -> None:
-        def decide() -> None:
+        status: Literal["True", "False"] = "True" if fresh else "False"
+
+        def decide() -> bool:
             old = self.ctx.store.find(Node, name)
-            if old is None:
-                return
+            shown = find_condition(old.status.conditions, "LeaseFresh") if old is not None else None
+            if old is None or (shown is not None and shown.status == status):
+                return False  # another worker was first
             found = self.ctx.store.find(NodeFencing, name)
             if fresh and found is not None and found.status.phase.has_evidence:
-                return  # it came meanwhile
+                return False  # it came meanwhile
             condition = Condition(
                 type="LeaseFresh",
-                status="True" if fresh else "False",
+                status=status,
                 reason="Renewed" if fresh else "Expired",
                 message=message,
             )
             batch = self.ctx.store.batch()
             put_node(batch, old, old, (condition,), self.ctx.now())
             self.ctx.store.must_commit(batch)
+            return True
 
-        deciding(decide)
-        wake_grant(self.ctx)
+        if deciding(decide):
+            wake_grant(self.ctx)
 
 
 def _note(read: dict[str, _Read], name: str, value: object, clock: float) -> _Read:

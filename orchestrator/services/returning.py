@@ -3,7 +3,7 @@
 After a boot it has no domain of ours, as they are transient. One that never went off (a person's word was wrong) may
 have guests that run elsewhere by now: each copy of a lower incarnation than the record's is listed for it, as orders to
 its lifecycle worker. Until a listing shows none of them, it is no node of the herd: nothing starts there, and its boot
-renews no lease. Then it gets its labels, cordon and taints back, and is watched as any other.
+renews no lease. Then it gets its labels, annotations, cordon and taints back, and is watched as any other.
 
 What a node reported before the evidence may still be unread when it is recovered. So only the listing counts that
 answers the order which its recovery put out; everything else that it reports of its domains is dropped until then.
@@ -57,8 +57,9 @@ def admit(ctx: Context, batch: Batch, name: str, body: dict[str, Any], at: datet
     batch.effect("DEL", keys.taken_over(name))
     batch.tell("fencing", node=name, phase=f"{FencePhase.RECOVERED} => {FencePhase.IDLE}", why="Returned")
     labels = {**(kept.labels if kept else {}), HOSTNAME_LABEL: name}
+    annotations = kept.annotations if kept else {}
     node = Node(
-        metadata=new_metadata(ObjectMeta(name=name, labels=labels), namespaced=False, now=at),
+        metadata=new_metadata(ObjectMeta(name=name, labels=labels, annotations=annotations), namespaced=False, now=at),
         spec=NodeSpec(unschedulable=kept.unschedulable, taints=kept.taints) if kept else NodeSpec(),
     )
     add_notes(batch, (node,), (Note("NodeReturned", "it was fenced, and is back with its labels and cordon"),), at)

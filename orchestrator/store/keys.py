@@ -40,7 +40,7 @@ are removed by the commit that ends it:
   failover loses one that somebody may have read |
 | `peer-key` | string | control, readable by nodes | none: by which members speak to each other; new when one is
   expelled |
-| `suspicions` | hash node -> "id generation sequence" | control, readable by nodes | none; ends with the node's
+| `suspicions` | hash node -> "id generation sequence Redis" | control, readable by nodes | none; ends with the node's
   renewal, or with its takeover |
 | `taken-over:<node>` | string "boot-id generation" | control, readable by the node | none: this boot renews no more;
   ends when the node came back |

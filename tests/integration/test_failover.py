@@ -1,6 +1,7 @@
 """Evidence before restart: the real services on a real Redis; hosts, clock and power are the test's."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
@@ -20,11 +21,13 @@ from orchestrator.resources import (
     VmPhase,
     find_condition,
 )
+from orchestrator.resources.drain import BRING_BACK_ANNOTATION
 from orchestrator.resources.fencing import FenceLevel, FencePhase
 from orchestrator.services import fencing as services
+from orchestrator.services.arming import DISARMING_ANNOTATIONS
 from orchestrator.services.context import Clock, Context
 from orchestrator.services.failover import recover_node
-from orchestrator.services.fencing import Tools, arm, confirm, disarm, read_power
+from orchestrator.services.fencing import Tools, arm, confirm, disarm, power_on_again, read_power
 from orchestrator.services.inventory import put_node
 from orchestrator.services.liveness import Liveness
 from orchestrator.services.nodes import set_labels, set_unschedulable
@@ -409,6 +412,8 @@ class TestDeadline:
         until_suspected(stage, armed)
         before = stage.store.redis.hget(keys.SUSPICIONS, "n1")
         armed.liveness = Liveness(armed.ctx, stage.herd)
+        run_id = stage.store.run_id()
+        stage.store.redis.hset(keys.SUSPICIONS, "n1", str(before).replace(run_id, "f" * len(run_id)))
         armed.scan()
         assert not stage.store.redis.hexists(keys.SUSPICIONS, "n1")
         until_suspected(stage, armed)
@@ -832,11 +837,93 @@ class TestBootedBeforeItIsBack:
         assert operation.status.grant is None
 
 
+class TestPowerOnAgain:
+    """What we cut is switched on again, however often that is lost or fails on the way."""
+
+    @pytest.fixture
+    def cut(self, stage: Stage, herd: FencingStage, monkeypatch: pytest.MonkeyPatch) -> FencingStage:
+        """n1 was cut and is recovered; that its power is to be switched on is asked, and nobody has taken it."""
+        monkeypatch.setattr("orchestrator.services.failover._POWER_ON_AGAIN", timedelta(0))
+        herd.configure("n1", bmc=a_bmc("n1"))
+        herd.lose("n1")
+        herd.until_tried("n1")
+        assert herd.fencing("n1").status.phase is FencePhase.RECOVERED
+        assert herd.switches.power["n1"] is Power.OFF
+        return herd
+
+    def asked(self, stage: Stage, herd: FencingStage) -> str:
+        """Reconcile, and have what it asks done; what came of it, empty where it asked nothing."""
+        stage.herd.follower.sync()
+        stage.reconcile()
+        told = [power_on_again(herd.ctx, herd.tools, str(m.args[0])) for m in stage.outbox.take(Task.POWER_ON)]
+        stage.herd.follower.sync()
+        return told[0] if told else ""
+
+    def test_a_message_that_is_lost_is_sent_again(self, stage: Stage, cut: FencingStage) -> None:
+        assert len(stage.outbox.take(Task.POWER_ON)) == 1
+        assert "switched on" in self.asked(stage, cut)
+        assert cut.switches.power["n1"] is Power.ON
+        assert self.asked(stage, cut) == ""
+        assert reasons(stage, "n1").count("NodePowerOn") == 1
+
+    def test_not_at_each_reconcile(self, stage: Stage, cut: FencingStage, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("orchestrator.services.failover._POWER_ON_AGAIN", timedelta(hours=1))
+        cut.switches.stuck.add("n1")
+        assert self.asked(stage, cut)
+        assert self.asked(stage, cut) == ""
+
+    def test_so_it_is_when_another_worker_is_at_its_bmc(self, stage: Stage, cut: FencingStage) -> None:
+        stage.store.redis.set(keys.fencing("n1"), "somebody")
+        assert "another worker" in self.asked(stage, cut)
+        stage.store.redis.delete(keys.fencing("n1"))
+        assert "switched on" in self.asked(stage, cut)
+
+    def test_a_bmc_that_fails_is_tried_again(self, stage: Stage, cut: FencingStage) -> None:
+        cut.switches.problems["n1"] = "exit code 1: no route"
+        assert "no route" in self.asked(stage, cut)
+        assert "no route" in self.asked(stage, cut)
+        cut.switches.problems.clear()
+        cut.switches.stuck.add("n1")  # it says that it did it
+        assert "could not be read back as on" in self.asked(stage, cut)
+        assert cut.fencing("n1").status.powered_off
+        cut.switches.stuck.clear()
+        assert "switched on" in self.asked(stage, cut)
+        assert cut.switches.power["n1"] is Power.ON
+        assert reasons(stage, "n1").count("NodePowerOn") == 3  # each thing that it had to say, once
+
+    @pytest.mark.parametrize("why", ["confirmed", "left off", "distrusted", "another BMC", "not recovered"])
+    def test_not_where_it_is_no_more_to_be_done(self, stage: Stage, cut: FencingStage, why: str) -> None:
+        (message,) = stage.outbox.take(Task.POWER_ON)
+        match why:
+            case "confirmed":
+                confirm(cut.ctx, "n1", "root")
+            case "left off":
+                cut.configure("n1", afterwards="LeaveOff")
+            case "another BMC":
+                cut.configure("n1", bmc=a_bmc("n9"))
+                cut.switches.power["n9"] = Power.OFF
+            case _:
+                changes = {"bmc_distrust": "another host's"} if why == "distrusted" else {"phase": FencePhase.FENCING}
+                old = cut.fencing("n1")
+                stage.store.must_commit(stage.store.batch().put(old, old.with_status(**changes)))
+        assert "nothing to do" in power_on_again(cut.ctx, cut.tools, str(message.args[0]))
+        assert self.asked(stage, cut) == ""
+        assert Power.ON not in {cut.switches.power["n1"], cut.switches.power.get("n9")}
+
+    def test_a_corrected_password_changes_nothing_about_it(self, stage: Stage, cut: FencingStage) -> None:
+        cut.configure("n1", bmc=a_bmc("n1", password_env="CORRECTED"))
+        assert "switched on" in self.asked(stage, cut)
+
+
 class TestReturn:
-    def test_after_a_boot_it_has_its_labels_and_cordon_again(self, stage: Stage, armed: FencingStage) -> None:
+    def test_after_a_boot_it_has_all_again_that_people_said_of_it(self, stage: Stage, armed: FencingStage) -> None:
         vm = stage.add_vm("a", "n1")
         set_labels(armed.ctx, "n1", {"rack": "r1"})
         set_unschedulable(armed.ctx, "n1", unschedulable=True)
+        annotations = {DISARMING_ANNOTATIONS[0]: "", BRING_BACK_ANNOTATION: "false"}
+        old = stage.store.get(Node, "n1")
+        annotated = old.with_(metadata=old.metadata.with_(annotations=annotations))
+        stage.store.must_commit(stage.store.batch().put(old, annotated))
         armed.lose("n1")
         until_fenced(armed, "n1")
         stage.play(lambda: stage.is_at_rest("a"))
@@ -844,6 +931,9 @@ class TestReturn:
         armed.boot("n1")
         node = stage.store.get(Node, "n1")
         assert node.metadata.labels["rack"] == "r1"
+        assert node.metadata.annotations == annotations
+        stage.reconcile()
+        assert DISARMING_ANNOTATIONS[0] in str(stage.store.redis.get(keys.disarm("n1")))
         assert node.spec.unschedulable
         assert node.is_ready
         assert armed.fencing("n1").status.phase is FencePhase.IDLE

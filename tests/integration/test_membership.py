@@ -7,17 +7,37 @@ import pytest
 
 from orchestrator.errors import Refused
 from orchestrator.lease import Membership
-from orchestrator.resources import Maintenance, Node, ObjectMeta, new_metadata
-from orchestrator.resources.fencing import ENABLED_LABEL
+from orchestrator.resources import (
+    Maintenance,
+    Node,
+    NodeDrain,
+    ObjectMeta,
+    OperationType,
+    RunPolicy,
+    VmPhase,
+    new_metadata,
+)
+from orchestrator.resources.drain import DrainPhase, DrainSpec
+from orchestrator.resources.fencing import DRAINED, ENABLED_LABEL, NOT_ENABLED
 from orchestrator.resources.maintenance import MaintenancePhase, MaintenanceSpec, NodeMaintenance, NodeStage
-from orchestrator.services.arming import DISARMING_ANNOTATIONS, NOT_ENABLED, keep_arming
+from orchestrator.services import drains
+from orchestrator.services.arming import DISARMING_ANNOTATIONS, keep_arming
 from orchestrator.services.fencing import arm, disarm, set_fencing
 from orchestrator.services.liveness import Liveness
 from orchestrator.services.membership import keep_membership
-from orchestrator.services.nodes import add_witness, check_no_witness, is_armed, remove_witness, set_labels
+from orchestrator.services.nodes import (
+    add_witness,
+    check_no_witness,
+    is_armed,
+    remove_witness,
+    set_labels,
+    set_unschedulable,
+)
+from orchestrator.services.operations import create_operation, new_operation
+from orchestrator.services.returning import HOSTNAME_LABEL
 from orchestrator.store import keys
 from orchestrator.store.node_store import NodeStore
-from tests.builders import a_lease
+from tests.builders import a_lease, a_vm
 from tests.fakes import Stage
 
 pytestmark = pytest.mark.integration
@@ -224,6 +244,41 @@ class TestAWatchdogIsForFencing:
         stage.herd.follower.sync()
         keep_arming(stage.ctx, stage.herd)
         assert NodeStore(stage.store.redis, "n2").renew_lease(a_lease(1)).disarm == said
+
+    def test_nor_while_a_drain_has_emptied_it(self, stage: Stage) -> None:
+        enable(stage, "n2")
+        set_unschedulable(stage.ctx, "n2", unschedulable=True)
+        assert self.said(stage) == "", "it is cordoned, and nobody said that it is to be empty"
+        drains.begin(stage.ctx, "n2", DrainSpec())
+        assert self.said(stage) == DRAINED
+        drains.uncordon(stage.ctx, "n2")
+        assert self.said(stage) == ""
+
+    def test_it_is_armed_again_when_a_vm_appears_there(self, stage: Stage) -> None:
+        """By a way that is not ours: nothing is granted there."""
+        enable(stage, "n2")
+        drains.begin(stage.ctx, "n2", DrainSpec())
+        assert self.said(stage) == DRAINED
+        stage.add_vm("a", "n2")
+        assert self.said(stage) == ""
+        assert stage.store.get(NodeDrain, "n2").status.phase is DrainPhase.DRAINED
+
+    def test_nor_is_one_whose_drain_leaves_some_there(self, stage: Stage) -> None:
+        enable(stage, "n2")
+        stage.add_vm("a", "n2")
+        drains.begin(stage.ctx, "n2", DrainSpec(selector="none=such"))
+        assert stage.store.get(NodeDrain, "n2").status.phase is DrainPhase.DRAINED
+        assert self.said(stage) == ""
+
+    def test_nothing_is_started_there_meanwhile(self, stage: Stage) -> None:
+        """Neither by name nor by label."""
+        enable(stage, "n2")
+        drains.begin(stage.ctx, "n2", DrainSpec())
+        vm = a_vm("a", node="", phase=VmPhase.STOPPED, policy=RunPolicy.MANUAL, selector={HOSTNAME_LABEL: "n2"})
+        stage.store.must_commit(stage.store.batch().create(vm))
+        create_operation(stage.ctx, new_operation("a", OperationType.START))
+        assert stage.grant() == []
+        assert self.said(stage) == DRAINED
 
     def test_a_person_or_the_label_enables_it(self, stage: Stage) -> None:
         enable(stage, "n2")

@@ -47,6 +47,7 @@ NODE_PROCESSES = {
 CONTROL_PROCESSES = {
     "control": ["run", "control"],
     "liveness": ["run", "liveness"],
+    "liveness-2": ["run", "liveness"],
     "fencing": ["run", "fencing"],
     "intake": ["run", "intake"],
     "beat-1": ["run", "beat"],

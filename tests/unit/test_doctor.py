@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from orchestrator.lease import StoredLease
+from orchestrator.resources.fencing import DISARMED_FAILOVER, DRAINED, NOT_ENABLED
+from orchestrator.services.arming import DISARMING_ANNOTATIONS
 from orchestrator.settings import Settings
 from tests.builders import a_lease
 from workers import doctor
@@ -42,7 +44,59 @@ def test_a_replicated_redis_must_wait_for_its_replicas() -> None:
     replicated = replace(HEALTHY, has_replicas=True)
     assert of(replicated, "Redis").level is Level.WARNING
     assert "min-replicas-to-write" in of(replicated, "Redis").todo
-    assert of(replace(replicated, waits_for_replicas=True), "Redis").level is Level.OK
+    assert of(replicated, "could be fenced").level is Level.WARNING, "no deadline counts"
+    assert "BMC or a person only" in of(replicated, "could be fenced").says
+    waits = replace(replicated, waits_for_replicas=True)
+    assert (of(waits, "Redis").level, of(waits, "could be fenced").level) == (Level.OK, Level.OK)
+
+
+def test_one_that_is_no_member_is_not_fenced_by_a_deadline() -> None:
+    verdict = of(replace(HEALTHY, members=frozenset({"n2", "n3", "n4"})), "could be fenced")
+    assert verdict.level is Level.WARNING
+    assert "not a member" in verdict.says
+
+
+@pytest.mark.parametrize("members", [frozenset({"n2"}), frozenset({"n1", "n2"})])
+def test_without_failsafe_no_vote_is_needed(members: frozenset[str]) -> None:
+    alone = StoredLease(a_lease(armed=True, failsafe=False), 0)
+    assert of(replace(HEALTHY, lease=alone, members=members), "could be fenced").level is Level.OK
+
+
+@pytest.mark.parametrize(
+    ("disarm", "level", "says", "todo", "by"),
+    [
+        (NOT_ENABLED, Level.WARNING, "fencing is not enabled", "vmherd fence set n1 --enable", "a person only"),
+        (f"{DISARMED_FAILOVER}switches", Level.WARNING, "switches", "vmherd failover arm", "a person only"),
+        (
+            f"annotation {DISARMING_ANNOTATIONS[0]}",
+            Level.WARNING,
+            DISARMING_ANNOTATIONS[0],
+            f"kubectl annotate node n1 {DISARMING_ANNOTATIONS[0]}-",
+            "BMC or a person",
+        ),
+        ("maintenance october", Level.NOTE, "maintenance october", "", "BMC or a person"),
+        (DRAINED, Level.NOTE, "cordoned and empty", "vmherd uncordon n1", "BMC or a person"),
+    ],
+)
+@pytest.mark.parametrize("armed", [True, False])
+def test_why_its_watchdog_is_disarmed_is_said(
+    disarm: str, level: Level, says: str, todo: str, by: str, *, armed: bool
+) -> None:
+    facts = replace(HEALTHY, disarm=disarm, lease=StoredLease(a_lease(armed=armed), 0))
+    found = of(facts, "fencing")
+    assert found.level is level
+    assert says in found.says
+    assert todo in found.todo
+    verdict = of(facts, "could be fenced")
+    assert verdict.level is Level.WARNING
+    assert by in verdict.says
+
+
+def test_libvirt_guests_that_is_active_does_harm_though_it_is_disabled() -> None:
+    found = of(replace(HEALTHY, active_units=frozenset({"libvirt-guests.service"})), "libvirt-guests")
+    assert found.level is Level.PROBLEM
+    assert "is active" in found.says
+    assert "once no VM runs here" in found.todo
 
 
 def unit(name: str, state: str) -> Facts:

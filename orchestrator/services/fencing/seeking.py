@@ -13,7 +13,7 @@ from orchestrator.lease import Lease
 from orchestrator.logs import logger
 from orchestrator.planner.flow import Note
 from orchestrator.resources import Node, NodeFencing
-from orchestrator.resources.fencing import Bmc, FenceLevel, FencePhase
+from orchestrator.resources.fencing import Bmc, FenceLevel
 from orchestrator.services import looking
 from orchestrator.services.context import Context, deciding
 from orchestrator.services.fencing.readings import away_when_on
@@ -209,16 +209,43 @@ def _is_same(fencing: NodeFencing, lease: Lease | None) -> bool:
 
 
 def power_on_again(ctx: Context, tools: Tools, name: str) -> str:
-    """Power a node on again that we cut, once: it was recovered, and comes back empty."""
+    """Power a node on again that we cut: it was recovered, and comes back empty.
 
-    def take(old: NodeFencing) -> NodeFencing | None:
-        return old.with_status(powered_off=False) if old.status.powered_off else None
-
-    taken = change_fencing(ctx, name, take)
-    if taken is None or taken.spec.bmc is None or taken.status.phase is not FencePhase.RECOVERED:
-        return f"{name}: nothing to do"
+    That it is to be done is on record until the power was read as on; until then it is asked for again
+    (`services.failover`). A node that is back has nothing of this on record any more.
+    """
     with alone(ctx, name) as is_ours:
-        problem = tools.switch.switch(taken.spec.bmc, on=True) if is_ours else "another worker is at it"
-    note = Note("NodePowerOn", problem or "its power was switched on again", warning=bool(problem))
-    change_fencing(ctx, name, lambda old: old.with_status(message=note.message), note)
-    return f"{name}: {note.message}"
+        if not is_ours:
+            return f"{name}: another worker is at it"
+        fencing = ctx.store.find(NodeFencing, name)  # read under the right: what comes before may have ended it
+        if fencing is None or fencing.spec.bmc is None or not fencing.awaits_power:
+            return f"{name}: nothing to do"
+        problem = _power_on(ctx, tools, name, fencing.spec.bmc)
+    text = f"its power is not on again yet: {problem}" if problem else "its power was switched on again"
+
+    def change(old: NodeFencing) -> NodeFencing | None:
+        if not old.awaits_power or old.status.evidence != fencing.status.evidence or old.spec.bmc != fencing.spec.bmc:
+            return None
+        return old.with_status(message=text, powered_off=bool(problem))  # the same problem again is said no more
+
+    change_fencing(ctx, name, change, Note("NodePowerOn", text, warning=bool(problem)))
+    return f"{name}: {text}"
+
+
+def _power_on(ctx: Context, tools: Tools, name: str, bmc: Bmc) -> str:
+    """Switch a power on, unless it is, and read it back; give why it is not known to be on."""
+    hold_on(ctx, name)
+    answer = tools.switch.status(bmc)
+    if answer.power is not Power.OFF:
+        return answer.problem
+    hold_on(ctx, name)
+    problem = tools.switch.switch(bmc, on=True)
+    for _ in range(_READ_BACK_TRIES):
+        hold_on(ctx, name)
+        answer = tools.switch.status(bmc)
+        if answer.power is Power.ON:
+            return ""
+        if answer.power is Power.UNKNOWN:
+            return problem or answer.problem
+        ctx.clock.sleep(LOOK_EVERY_S)
+    return problem or "it could not be read back as on"

@@ -72,6 +72,9 @@ def _of_lease(status: NodeFencingStatus, lease: Lease | None, at: datetime) -> d
 def say_suspect(ctx: Context, name: str, judgement: Judgement, lease: Lease | None, *, is_telling: bool = True) -> None:
     """Show why a lost node is not fenced, once for each reason. A fencing under way is halted by it.
 
+    What is only about the worker that says it (it has not watched for long enough) halts nothing, and takes the place
+    of no other reason: another worker has watched, and both would say theirs by turns.
+
     Args:
         ctx: To work with.
         name: The node's.
@@ -85,6 +88,8 @@ def say_suspect(ctx: Context, name: str, judgement: Judgement, lease: Lease | No
         status = old.status
         if status.phase.has_evidence or (status.phase is FencePhase.SUSPECT and status.reason == judgement.reason):
             return None
+        if judgement.is_about_worker and (status.phase.is_open or _is_about(status, lease)):
+            return None  # it goes on when its time has come again
         return old.with_status(
             phase=FencePhase.SUSPECT,
             since=ctx.now(),
@@ -94,6 +99,12 @@ def say_suspect(ctx: Context, name: str, judgement: Judgement, lease: Lease | No
         )
 
     change_fencing(ctx, name, change, Note("NodeSuspect", judgement.message, warning=True) if is_telling else None)
+
+
+def _is_about(status: NodeFencingStatus, lease: Lease | None) -> bool:
+    """Whether it is suspected already, as this lease ran out."""
+    identity = lease.identity if lease is not None else ("", 0)
+    return status.phase is FencePhase.SUSPECT and (status.generation, status.sequence) == identity
 
 
 def begin(ctx: Context, name: str, message: str, lease: Lease | None) -> None:
@@ -116,14 +127,18 @@ def begin(ctx: Context, name: str, message: str, lease: Lease | None) -> None:
     )
 
 
-def end_renewed(ctx: Context, name: str, lease: Lease) -> None:
-    """End a fencing that has no evidence, as the node renewed its lease: it is there."""
+def end_renewed(ctx: Context, name: str) -> None:
+    """End a fencing that has no evidence, as the node renewed its lease: it is there.
+
+    The lease is read here: the fencing may be another worker's, of a later loss than the one that this one saw end.
+    """
 
     def change(old: NodeFencing) -> NodeFencing | None:
         status = old.status
         if status.phase.has_evidence or status.phase is FencePhase.IDLE:
             return None
-        if (status.generation, status.sequence) == lease.identity:
+        stored = lease_of(ctx, name)
+        if stored is None or (status.generation, status.sequence) == stored.lease.identity:
             return None
         at, distrust = ctx.now(), status.bmc_distrust
         back = NodeFencingStatus(since=at, reason="LeaseRenewed", message="it is back", bmc_distrust=distrust)

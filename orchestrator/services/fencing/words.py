@@ -6,9 +6,10 @@ from typing import cast
 from orchestrator.errors import Conflict, NotFound, Refused
 from orchestrator.fencing.agents import Power
 from orchestrator.planner.flow import Note
+from orchestrator.planner.power import place_of
 from orchestrator.queues import FENCING, Message, Task
 from orchestrator.resources import Node, NodeFencing
-from orchestrator.resources.fencing import FenceLevel, FencePhase, NodeFencingSpec
+from orchestrator.resources.fencing import Bmc, FenceLevel, FencePhase, NodeFencingSpec
 from orchestrator.services.context import Context, add_notes, deciding
 from orchestrator.services.fencing.state import is_fresh, lease_of, new_fencing
 from orchestrator.services.fencing.tools import Tools
@@ -26,6 +27,8 @@ def set_fencing(ctx: Context, name: str, change: Callable[[NodeFencingSpec], Nod
         new = base.with_(spec=change(base.spec))
         if new.spec.bmc != base.spec.bmc:
             new = new.with_status(bmc_distrust="", cut_epoch=0, bmc_off=False, lost_before=(), may_be_of=None)
+            if not _are_of_one_power(new.spec.bmc, base.spec.bmc):
+                new = new.with_status(powered_off=False)  # what another BMC cut is not this one's to switch on
         if new == old:
             return new
         batch = ctx.store.batch()
@@ -39,6 +42,12 @@ def set_fencing(ctx: Context, name: str, change: Callable[[NodeFencingSpec], Nod
     if new.spec.bmc is not None and new.status.phase is FencePhase.IDLE:
         ctx.messenger.send(Message(Task.READ_POWER, FENCING, (name,)))
     return new
+
+
+def _are_of_one_power(new: Bmc | None, old: Bmc | None) -> bool:
+    """Whether two ways to reach a BMC are known to lead to the same one: a password was corrected, say."""
+    place = place_of(new) if new is not None else None
+    return place is not None and old is not None and place_of(old) == place
 
 
 def confirm(ctx: Context, name: str, who: str) -> None:
