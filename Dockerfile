@@ -12,6 +12,10 @@ COPY . ./
 RUN /opt/vmherd/bin/pip install --no-deps .
 
 FROM python:3.12-slim-bookworm
+# By which the fencing workers and the API ask a host's BMC (docs/failover.md); they run on Debian's own Python.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends fence-agents ipmitool \
+    && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin vmherd \
     && install --directory --owner=10001 --group=10001 --mode=0700 /var/lib/vmherd
 COPY --from=build /opt/vmherd /opt/vmherd

@@ -83,6 +83,7 @@ class Copy:
     job: bool = False
     memory_mib: int = 1024
     needs: MachineNeeds = field(default_factory=partial(some_needs, plain=True))
+    agent: bool | None = None
     name: str = ""
     definition: str = ""
     live_xml: str = ""
@@ -157,7 +158,7 @@ class FakeNode:
         """Give a domain as the agent reports it."""
         copy = self.domains[uuid]
         fields = {"uuid": uuid, "name": copy.domain, "vm": copy.vm, "state": copy.state, "vcpus": 1}
-        fields |= {"persistent": bool(copy.definition)}
+        fields |= {"persistent": bool(copy.definition), "agent": copy.agent}
         fields |= {"incarnation": copy.incarnation, "epoch": copy.epoch, "memoryMib": copy.memory_mib}
         return {**fields, "reason": "", "job": copy.job, "addresses": [], "needs": self.news(uuid)}
 

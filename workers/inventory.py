@@ -233,4 +233,5 @@ class Inventory:
             "job": domain.has_job and (domain.job is None or domain.job.outgoing),
             "addresses": addresses,
             "persistent": domain.persistent,
+            "agent": domain.agent if domain.state is DomainState.RUNNING else None,
         }

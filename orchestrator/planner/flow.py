@@ -15,7 +15,7 @@ from orchestrator.planner.policy import (
     STOPPED_BY_NODE,
     STOPPED_BY_OPERATION,
 )
-from orchestrator.planner.standing import running_vm, shown_phase, stopped_vm
+from orchestrator.planner.standing import MIGRATING, running_vm, shown_phase, stopped_vm
 from orchestrator.resources import (
     Action,
     Condition,
@@ -154,22 +154,39 @@ def began(operation: VirtualMachineOperation, vm: VirtualMachine | None, now: da
     state = MigrationState(
         start_timestamp=now, source=MigrationEndpoint(node=grant.node), target=MigrationEndpoint(node=grant.target)
     )
-    moving = vm.with_status(phase=VmPhase.MIGRATING, migration_state=state)
+    moves = Condition(
+        type=MIGRATING, status="True", reason="InProgress", message=f"{operation.name} moves it to node {grant.target}"
+    )
+    conditions = with_condition(vm.status.conditions, moves, now)
+    moving = vm.with_status(phase=VmPhase.MIGRATING, migration_state=state, conditions=conditions)
     note = Note("MigrationStarted", f"migrates from node {grant.node} to {grant.target}")
     return Transition(new, moving, (note,))
 
 
-def asked(operation: VirtualMachineOperation, message: str, now: datetime) -> Transition:
+def asked(operation: VirtualMachineOperation, problem: str, now: datetime) -> Transition:
     """The guest was asked to power off; nobody waits for it but the control plane's timer.
 
     One that was superseded meanwhile has nothing more to do: what took its place goes on from there.
+
+    Args:
+        operation: A Stop, or a Restart in its first half.
+        problem: Why the guest could not be asked; empty when it was. It has its grace period all the same.
+        now: For conditions.
     """
     grant = open_grant(operation)
     if operation.status.superseded_by:
         return Transition(_close(operation, OperationPhase.SUPERSEDED, now), ended=True)
     text = f"the guest was asked to power off, and is given {grant.grace_s} s"
-    new = say(operation.with_grant(state=GrantState.ASKED), in_progress(operation), text + message, now)
-    return Transition(new.with_status(progress=max(new.status.progress, 10)))
+    text += f" ({problem})" if problem else ""
+    new = say(operation.with_grant(state=GrantState.ASKED), in_progress(operation), text, now)
+    sent = Condition(
+        type="SignalSent",
+        status="False" if problem else "True",
+        reason="SignalSentError" if problem else "SignalSentSuccess",
+        message=problem,
+    )
+    conditions = with_condition(new.status.conditions, sent, now)
+    return Transition(new.with_status(progress=max(new.status.progress, 10), conditions=conditions))
 
 
 def superseded(operation: VirtualMachineOperation, by: str, now: datetime) -> VirtualMachineOperation:

@@ -27,7 +27,15 @@ from orchestrator.planner.policy import (
     is_to_start,
     next_step,
 )
-from orchestrator.planner.standing import crashed_vm, shown_phase, stopped_vm
+from orchestrator.planner.standing import (
+    AGENT_READY,
+    MIGRATING,
+    agent_condition,
+    crashed_vm,
+    no_longer,
+    shown_phase,
+    stopped_vm,
+)
 from orchestrator.resources import Condition, SeenDomain, VirtualMachine, VmPhase, find_condition, with_condition
 
 ABSENT = "absent"
@@ -105,6 +113,26 @@ def observe(vm: VirtualMachine, node: str, seen: SeenDomain, now: datetime) -> O
     if is_known and not has_left(vm) and notes == ():
         return Observation()
     return Observation(_there(vm, node, seen, phase, now), notes)
+
+
+def with_agent(vm: VirtualMachine, node: str, seen: SeenDomain, now: datetime) -> VirtualMachine:
+    """Give a VM with its condition AgentReady as a report has it; the same VM where that is no news.
+
+    Args:
+        vm: Without an open grant, and with the report taken into account.
+        node: Who reports.
+        seen: The report, with its number.
+        now: For the condition.
+    """
+    status = vm.status
+    is_here = status.phase.occupies_node and (status.node_name, status.incarnation) == (node, seen.incarnation)
+    if seen.agent is None or seen.state != "running" or not is_here or seen.counter < status.counter:
+        return vm
+    known = find_condition(status.conditions, AGENT_READY)
+    new = agent_condition(is_ready=seen.agent)
+    if known is not None and known.status == new.status:
+        return vm
+    return vm.with_status(conditions=with_condition(status.conditions, new, now))
 
 
 def has_left(vm: VirtualMachine) -> bool:
@@ -189,6 +217,10 @@ def _there(vm: VirtualMachine, node: str, seen: SeenDomain, phase: VmPhase, now:
     condition = Condition(
         type="Running", status="True" if is_running else "False", reason=phase.value, message=seen.reason
     )
+    conditions = with_condition(vm.status.conditions, condition, now)
+    if phase is not VmPhase.MIGRATING:
+        ended = Condition(type=MIGRATING, status="False", reason="Ended")
+        conditions = no_longer(conditions, ended, now)
     if is_running and not vm.status.phase.occupies_node:  # its start was lost, or nobody's: it counts from now
         vm = vm.with_status(started_at=now, not_before=None)
     return vm.with_status(
@@ -198,7 +230,7 @@ def _there(vm: VirtualMachine, node: str, seen: SeenDomain, phase: VmPhase, now:
         incarnation=max(seen.incarnation, vm.status.incarnation),
         ip_address=_address(vm, seen),
         outdated=tuple(name for name in vm.status.outdated if name != node),
-        conditions=with_condition(vm.status.conditions, condition, now),
+        conditions=conditions,
     )
 
 

@@ -1,9 +1,30 @@
 """What becomes of a VM's status when it runs, has moved, or stops."""
 
 from datetime import datetime
+from typing import Final
 
 from orchestrator.planner.policy import CRASHED, backed_off, has_crashed, is_to_start
 from orchestrator.resources import Condition, Reading, VirtualMachine, VmPhase, find_condition, with_condition
+
+AGENT_READY: Final = "AgentReady"
+"""Condition of a VM, the platform's name: whether the guest's agent is connected. One without a channel has it not."""
+MIGRATING: Final = "Migrating"
+"""Condition of a VM, likewise: whether its memory is being moved to another node."""
+
+
+def agent_condition(*, is_ready: bool) -> Condition:
+    """Make a VM's condition AgentReady."""
+    if is_ready:
+        return Condition(type=AGENT_READY, status="True", reason="AgentReady", message="its guest agent is connected")
+    return Condition(
+        type=AGENT_READY, status="False", reason="AgentNotReady", message="its guest agent is not connected"
+    )
+
+
+def no_longer(conditions: tuple[Condition, ...], new: Condition, now: datetime) -> tuple[Condition, ...]:
+    """Set a condition that was True to what it is now; one that is not True, or was never said, stays as it is."""
+    old = find_condition(conditions, new.type)
+    return with_condition(conditions, new, now) if old is not None and old.status == "True" else conditions
 
 
 def shown_phase(vm: VirtualMachine, phase: VmPhase) -> VmPhase:
@@ -24,12 +45,10 @@ def stopped_vm(vm: VirtualMachine, reason: str, message: str, counter: int, now:
         now: Of the stop.
     """
     condition = Condition(type="Running", status="False", reason=reason, message=message)
-    stopped = vm.with_status(
-        phase=VmPhase.STOPPED,
-        counter=counter,
-        elsewhere="",
-        conditions=with_condition(vm.status.conditions, condition, now),
-    )
+    conditions = with_condition(vm.status.conditions, condition, now)
+    conditions = no_longer(conditions, agent_condition(is_ready=False), now)
+    conditions = no_longer(conditions, Condition(type=MIGRATING, status="False", reason="Stopped"), now)
+    stopped = vm.with_status(phase=VmPhase.STOPPED, counter=counter, elsewhere="", conditions=conditions)
     return waiting(backed_off(stopped, reason, now), now)
 
 
@@ -48,11 +67,12 @@ def crashed_vm(vm: VirtualMachine, node: str, counter: int, now: datetime) -> Vi
         vm = backed_off(vm, CRASHED, now)
     message = f"its guest crashed; node {node} keeps its domain (on_crash=preserve)"
     condition = Condition(type="Running", status="False", reason=CRASHED, message=message)
+    conditions = no_longer(vm.status.conditions, agent_condition(is_ready=False), now)
     return vm.with_status(
         phase=shown_phase(vm, VmPhase.DEGRADED),
         node_name=node,
         counter=counter,
-        conditions=with_condition(vm.status.conditions, condition, now),
+        conditions=with_condition(conditions, condition, now),
     )
 
 
@@ -89,11 +109,16 @@ def running_vm(
     state = vm.status.migration_state
     if state is not None and succeeded is not None and state.end_timestamp is None:
         state = state.with_(end_timestamp=now, result="Succeeded" if succeeded else "Failed")
+    ended = Condition(type=MIGRATING, status="False", reason="Completed" if succeeded else "Failed")
     if reading.state == "crashed":
-        return crashed_vm(
-            vm.with_status(migration_state=state, recovery=None, elsewhere=""), node, reading.counter, now
+        settled = vm.with_status(
+            migration_state=state,
+            recovery=None,
+            elsewhere="",
+            conditions=no_longer(vm.status.conditions, ended, now),
         )
-    running = Condition(type="Running", status="True", reason="Running")
+        return crashed_vm(settled, node, reading.counter, now)
+    conditions = with_condition(vm.status.conditions, Condition(type="Running", status="True", reason="Running"), now)
     return vm.with_status(
         phase=phase,
         node_name=node,
@@ -103,5 +128,5 @@ def running_vm(
         migration_state=state,
         needs=vm.status.needs and vm.status.needs.at_home(node),
         ip_address=vm.spec.ip_address or vm.status.ip_address,
-        conditions=with_condition(vm.status.conditions, running, now),
+        conditions=no_longer(conditions, ended, now),
     )

@@ -139,6 +139,7 @@ class SeenDomain(Model):
         ran: Whether it ran here since it came. So a copy that is gone is told from one that never ran: the first has
             changed its disk, and the source's older copy must not be resumed.
         persistent: Whether its host has a definition of it. Not of ours, unless somebody defined it behind our back.
+        agent: Whether its guest's agent is connected; None: it has no channel for one, or does not run.
         by_host: Whether it went while its host was being shut down: the node's doing, not the guest's.
         counter: The number of the report.
         began: The node's counter when it was read: the report may have been overtaken by those since. An event's own
@@ -157,6 +158,7 @@ class SeenDomain(Model):
     addresses: tuple[str, ...] = ()
     ran: bool = False
     persistent: bool = False
+    agent: bool | None = None
     by_host: bool = False
     counter: int = 0
     began: Count = 0

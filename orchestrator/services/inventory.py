@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from orchestrator.errors import Invalid
 from orchestrator.planner.flow import Note
-from orchestrator.planner.observation import ABSENT, Observation, observe
+from orchestrator.planner.observation import ABSENT, Observation, observe, with_agent
 from orchestrator.resources import (
     Condition,
     GrantState,
@@ -359,6 +359,8 @@ def _apply(
         new = observation.vm or vm
         if node in {new.status.node_name, _target(holder)}:
             new = preflight.with_needs(new, told.get(uuid), node, at)
+        if not loaded.is_held:
+            new = with_agent(new, node, seen, at)
         if observation.vm is not None:
             changed.append(vm.key)
         if new is not vm:

@@ -194,8 +194,7 @@ def _asked(ctx: Context, batch: Batch, node: str, body: dict[str, Any], at: date
     if seen is not None and seen.state == ABSENT and not operation.status.superseded_by:
         settling.begin(ctx, batch, operation, "its domain is gone", kill=False)  # that was reported before this
         return []
-    message = str(body.get("message", ""))
-    transition = asked(operation, f" ({message})" if message else "", at)
+    transition = asked(operation, str(body.get("message", "")), at)
     put_transition(batch, operation, vm, transition, at)
     put_timers(ctx, batch, transition.operation)
     return after_end(ctx, transition.operation, grant) if transition.ended else []

@@ -80,6 +80,7 @@ class TestStop:
         assert asked.status.grant is not None
         assert asked.status.grant.state is GrantState.ASKED
         assert (asked.status.phase, reason_of(asked, "Completed")) == (OperationPhase.IN_PROGRESS, "StopInProgress")
+        assert reason_of(asked, "SignalSent") == "SignalSentSuccess"
         assert stage.vm("a").status.phase is VmPhase.STOPPING
         assert stage.store.redis.zscore(keys.DEADLINES, stop.key) is None  # no worker that could be suspect
         stage.nodes["n1"].power_off(vm.metadata.uid)

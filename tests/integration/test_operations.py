@@ -1,9 +1,16 @@
 """Operations from admission to their end, on real Redis: the way it goes, aborts, retries, and who waits for whom."""
 
-from orchestrator.resources import OperationPhase, VmPhase
+from orchestrator.resources import OperationPhase, VmPhase, find_condition
 from orchestrator.store import keys
 from tests.declared_keys import check_keys
 from tests.fakes import Stage
+
+
+def migrating(stage: Stage) -> tuple[str, str]:
+    """Its condition Migrating."""
+    condition = find_condition(stage.vm("a").status.conditions, "Migrating")
+    assert condition is not None
+    return condition.status, condition.reason
 
 
 def test_an_evict_from_end_to_end(stage: Stage) -> None:
@@ -15,6 +22,7 @@ def test_an_evict_from_end_to_end(stage: Stage) -> None:
     assert grant is not None
     stage.read()
     assert stage.vm("a").status.phase is VmPhase.MIGRATING
+    assert migrating(stage) == ("True", "InProgress")
     node.progress(grant, 50)
     stage.read()
     assert stage.operation(operation).status.progress == 27
@@ -25,6 +33,7 @@ def test_an_evict_from_end_to_end(stage: Stage) -> None:
     assert (operation.status.phase, operation.status.progress) == (OperationPhase.COMPLETED, 100)
     assert stage.vm("a").status.node_name == operation.status.target_node == "n2"
     assert stage.is_at_rest("a")
+    assert migrating(stage) == ("False", "Completed")
     check_keys(stage.store.redis)
     left = (
         keys.DEADLINES,

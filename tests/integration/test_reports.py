@@ -18,6 +18,7 @@ from orchestrator.resources import (
     VirtualMachine,
     VirtualMachineOperation,
     VmPhase,
+    find_condition,
 )
 from orchestrator.services.context import Context
 from orchestrator.services.liveness import Liveness
@@ -32,6 +33,12 @@ def raw(stage: Stage, node: str, kind: str, body: str) -> None:
     """Write a report as a node may write it: anything."""
     number = stage.store.redis.incr(keys.counter(node))
     stage.store.redis.xadd(keys.reports(node), {"kind": kind, "body": body}, id=f"{number}-0")
+
+
+def told_of(stage: Stage, vm: str) -> str:
+    """Whether its guest's agent is known to be connected."""
+    condition = find_condition(stage.vm(vm).status.conditions, "AgentReady")
+    return condition.status if condition else ""
 
 
 class TestOnce:
@@ -81,6 +88,27 @@ class TestOnce:
         stage.read()
         assert stage.store.version() == version
         assert stage.outbox.take() == []
+
+    def test_a_guests_agent_is_told_of_when_it_comes_or_goes_and_never_else(self, stage: Stage) -> None:
+        vm = stage.add_vm("a", "n1")
+        node = stage.nodes["n1"]
+
+        def told(agent: bool | None) -> tuple[str, bool]:
+            """What is known of it after a report and a listing, and whether a VM was written."""
+            before = stage.vm("a").version
+            node.domains[vm.metadata.uid].agent = agent
+            node.tell(vm.metadata.uid)
+            node.list_all()
+            stage.read()
+            return told_of(stage, "a"), stage.vm("a").version != before
+
+        assert told(None) == ("", False), "it has no channel for one, or its node tells nothing of it"
+        assert told(False) == ("False", True)
+        assert told(True) == ("True", True)
+        assert told(True) == ("True", False)
+        node.power_off(vm.metadata.uid)
+        stage.read()
+        assert told_of(stage, "a") == "False", "it does not run"
 
     def test_one_that_does_wakes_the_grant_task_once(self, stage: Stage) -> None:
         vm = stage.add_vm("a", "n1")

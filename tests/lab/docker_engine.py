@@ -99,12 +99,13 @@ class DockerEngine:
             self.docker("tag", first, name)
 
     def make_prometheus_image(self, tag: str) -> None:
-        """Make what stands in for Prometheus's own image: this distribution's program on the base image."""
-        program = need_program("prometheus", "prometheus")
+        """Make what stands in for Prometheus's own image: this distribution's program, and busybox's wget."""
+        program, busybox = need_program("prometheus", "prometheus"), need_program("busybox", "busybox-static")
         with TemporaryDirectory() as folder:
             shutil.copy(program, Path(folder) / "prometheus")
+            shutil.copy(busybox, Path(folder) / "wget")
             (Path(folder) / "Dockerfile").write_text(
-                f"FROM {BASE_IMAGES[0]}\nCOPY prometheus /bin/prometheus\n"
+                f"FROM {BASE_IMAGES[0]}\nCOPY prometheus wget /bin/\n"
                 "RUN mkdir /prometheus && chown nobody:nogroup /prometheus\nUSER nobody\n"
                 'ENTRYPOINT ["/bin/prometheus"]\n'
             )

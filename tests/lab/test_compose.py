@@ -1,7 +1,9 @@
 """compose.yaml on a real Docker engine: the control plane comes up, lab hosts join it, and a guest migrates."""
 
 import json
+import resource
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ import yaml
 from playwright.sync_api import expect
 
 from tests.browser.browsing import chromium, screenshot
+from tests.ipmi import SimulatedBmc
 from tests.lab import outside
 from tests.lab.cleanup import cgroups_of, leftovers, tear_down
 from tests.lab.docker_engine import DockerEngine
@@ -22,16 +25,27 @@ from tests.lab.lab import Lab, require_lab
 from tests.lab.namespaces import REPOSITORY, LabError
 from tests.lab.network import CONTROL_ADDRESS
 from tests.processes import has_ended
+from tests.requirements import need_program
 from tests.waiting import wait_until
 
 SERVICES = {"redis", "api", "control", "liveness", "fencing", "intake", "beat-1", "beat-2", "flower"}
 MEASURED = ("api", "beat", "control", "fencing", "intake", "liveness")
 """Jobs of Prometheus; of beats there are two."""
-PASSWORDS = {"VMHERD_REDIS_PASSWORD": "compose0redis0password", "VMHERD_FLOWER_PASSWORD": "compose0flower0password"}
-"""Of the lab's containers; neither may stand in the image."""
+PASSWORDS = {
+    "VMHERD_REDIS_PASSWORD": "compose0redis0password",
+    "VMHERD_FLOWER_PASSWORD": "compose0flower0password",
+    "BMC_PASSWORD": SimulatedBmc.password,
+}
+"""Of the lab's containers; none may stand in the image."""
+USER = 10001
+"""As which all of ours run."""
 TIMES = {"VMHERD_LEASE_TTL": "6", "VMHERD_WATCHDOG_TIMEOUT": "3", "VMHERD_HEARTBEAT": "1"}
 """Of nodes and control plane alike."""
 WITNESS = "control-1"
+LIMITED = {
+    "services": {"witness": {"ulimits": {"rtprio": 0, "memlock": resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]}}}
+}
+"""Over compose.yaml, where its limits can't be given."""
 pytestmark = pytest.mark.timeout(900)  # most of it is the image's build, on a machine that does something else too
 
 
@@ -87,24 +101,36 @@ def compose(lab: Lab) -> Iterator[Compose]:
     project = lab.directory / "project"
     shutil.copytree(REPOSITORY / "config", project / "config")
     shutil.copy(REPOSITORY / "compose.yaml", project)
+    secrets = project / "secrets"
+    secrets.mkdir(mode=0o700)
+    (secrets / "bmc-h1").write_text(f"{SimulatedBmc.password}\n")
+    for path in (secrets, secrets / "bmc-h1"):
+        shutil.chown(path, USER, USER)
     with DockerEngine(lab) as engine:
         engine.import_base_images()
         engine.build("vmherd")
         compose = Compose(engine, lab, project)
         binds = {f"VMHERD_{name}": CONTROL_ADDRESS for name in ("REDIS_BIND", "API_BIND", "TLS_NAMES")}
         compose.set({**PASSWORDS, **binds, **TIMES, "VMHERD_DIRTY_RATE_SAMPLE": "0"})
+        if not may_raise_limits():
+            (project / "compose.override.yaml").write_text(json.dumps(LIMITED))
         compose.run("up", "--detach", "--no-build")
         yield compose
+
+
+def may_raise_limits() -> bool:
+    """Whether an engine can give containers other limits than this process has: not in every sandbox, even as root."""
+    return subprocess.run(["prlimit", "--rtprio=50", "true"], capture_output=True, check=False).returncode == 0
 
 
 class Client:
     """`vmherd` of a person on another machine, by the API."""
 
-    def __init__(self, lab: Lab, compose: Compose) -> None:
+    def __init__(self, lab: Lab, compose: Compose, name: str = "alice") -> None:
         self._lab = lab
         ca = lab.directory / "ca.crt"
         ca.write_text(compose.run("exec", "-T", "api", "cat", "/var/lib/vmherd/tls/ca.crt"))
-        token = compose.vmherd("token", "create", "alice", "--role", "admin").strip()
+        token = compose.vmherd("token", "create", name, "--role", "admin").strip()
         self._env = {
             "VMHERD_SERVER": f"https://{CONTROL_ADDRESS}:8080",
             "VMHERD_TOKEN": token,
@@ -175,6 +201,7 @@ def test_hosts_join_the_control_plane_in_containers_and_a_guest_migrates(lab: La
     compose.run("--profile", "witness", "up", "--detach", "--no-build", "witness")
     client.wait_ready("h1", "h2", WITNESS)
     compose.wait_healthy({*SERVICES, "witness"})
+    look_at_its_priority(compose)
 
     guest = lab.guest("linux-vm", address="192.0.2.101", memory_mib=160)
     client.vmherd("create", "-f", "-", stdin=manifest(guest))
@@ -198,6 +225,15 @@ def test_hosts_join_the_control_plane_in_containers_and_a_guest_migrates(lab: La
     assert outside.states(lab, guest) == {after["nodeName"]: "running"}
 
 
+def look_at_its_priority(compose: Compose) -> None:
+    """A witness has its unit's priority, or says that it can't have it here."""
+    look = "import os, pathlib; print({os.sched_getscheduler(int(one.parent.name)) == os.SCHED_RR for one in "
+    look += "pathlib.Path('/proc').glob('[0-9]*/cmdline') if one.read_bytes().endswith(b'.heartbeat\\0witness\\0')})"
+    found = compose.run("exec", "-T", "witness", "python", "-c", look).strip()
+    refused = "chrt: failed to set pid 0's policy" in compose.run("logs", "--no-color", "witness")
+    assert (found, refused) in {("{True}", False), ("{False}", True)}
+
+
 def look_at_the_console(lab: Lab, compose: Compose, guest: Guest, node: str) -> None:
     """Its container can write nothing, and has nobody's home: what a page needs besides the image shows here."""
     token = compose.vmherd("token", "create", "bob", "--role", "admin").strip()
@@ -217,6 +253,28 @@ def look_at_the_console(lab: Lab, compose: Compose, guest: Guest, node: str) -> 
             page.get_by_role("link", name=label, exact=True).click()
         expect(page.locator(f'tr[data-row="{node}"]')).to_contain_text("in use", timeout=60_000)
         page.screenshot(path=screenshot("compose-nodes"))
+
+
+def test_the_containers_ask_a_bmc_with_the_agents_of_their_image(lab: Lab, compose: Compose) -> None:
+    """By a password of the secrets' folder, and by one of the environment; in `fencing`, and in `api` for clients."""
+    program, client = need_program("ipmi_sim", "openipmi"), Client(lab, compose, "carol")
+    space = ("ip", "netns", "exec", lab.control.name)
+    with SimulatedBmc(lab.directory / "bmc", program, address=CONTROL_ADDRESS, port=9001, prefix=space) as bmc:
+        given = bmc.config()
+        options = [word for pair in given.options.items() for word in ("--option", "=".join(pair))]
+        for name, password in (
+            ("h1", "--password-file=/etc/vmherd/secrets/bmc-h1"),
+            ("h2", "--password-env=BMC_PASSWORD"),
+        ):
+            client.vmherd("fence", "set", name, "--agent", given.agent, *options, password)
+            bmc.power = "1"
+            in_fencing = compose.run("exec", "-T", "fencing", "vmherd", "fence", "test", name)
+            bmc.power = "0"
+            assert (in_fencing.strip(), client.vmherd("fence", "test", name).strip()) == (
+                f"node/{name} power is on",
+                f"node/{name} power is off",
+            )
+            client.vmherd("fence", "set", name, "--no-bmc")
 
 
 def test_nothing_secret_is_in_the_image_and_no_container_is_root_or_can_write(compose: Compose) -> None:
@@ -258,6 +316,7 @@ def test_prometheus_reads_each_service(lab: Lab, compose: Compose) -> None:
         return up == sorted([*(f"vmherd-{name}" for name in MEASURED), "vmherd-beat"])
 
     wait_until(reads_all, 120, lambda: f"Prometheus reads each service: {told}", interval=1)
+    compose.wait_healthy({*SERVICES, "witness", "prometheus"})
 
 
 def test_each_service_of_the_file_was_brought_up(compose: Compose) -> None:

@@ -13,6 +13,7 @@ from orchestrator.resources import (
     Action,
     GrantState,
     OperationPhase,
+    OperationType,
     OrderKind,
     Reason,
     VirtualMachineOperation,
@@ -39,6 +40,20 @@ def cancelled(operation: VirtualMachineOperation) -> VirtualMachineOperation:
     return operation.with_(metadata=meta).with_grant(cancel=True).with_status(phase=OperationPhase.TERMINATING)
 
 
+def test_whether_a_guest_could_be_asked_to_power_off_is_said() -> None:
+    operation = an_operation(kind=OperationType.STOP)
+    operation = flow.granted(operation, a_vm(), a_grant(action=Action.STOP), NOW).operation
+    for problem, expected in (
+        ("", ("True", "SignalSentSuccess", "")),
+        ("its QEMU hangs", ("False", "SignalSentError", "its QEMU hangs")),
+    ):
+        new = flow.asked(operation, problem, NOW).operation
+        condition = find_condition(new.status.conditions, "SignalSent")
+        assert condition is not None
+        assert (condition.status, condition.reason, condition.message) == expected
+        assert problem in new.message
+
+
 class TestMigration:
     def test_a_grant_names_its_nodes_and_leaves_the_vm_alone(self) -> None:
         transition = flow.granted(an_operation(unschedulable_since=NOW, not_before=NOW), a_vm(), a_grant(), NOW)
@@ -57,6 +72,15 @@ class TestMigration:
         assert transition.vm.status.migration_state is not None
         assert transition.vm.status.migration_state.target.node == "n2"
         assert [note.reason for note in transition.notes] == ["MigrationStarted"]
+
+    def test_its_source_shows_that_it_came_back(self) -> None:
+        vm = flow.began(granted_operation(), a_vm(), NOW).vm
+        assert vm is not None
+        back = flow.came_back(running(), vm, a_reading("running"), "failed", LATER, retry_limit=5).vm
+        assert back is not None
+        condition = find_condition(back.status.conditions, "Migrating")
+        assert condition is not None
+        assert (condition.status, condition.reason) == ("False", "Failed")
 
     def test_a_second_attempt_keeps_the_time_of_the_first(self) -> None:
         operation = granted_operation().with_status(started_at=NOW)
