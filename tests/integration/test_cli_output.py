@@ -49,7 +49,7 @@ def test_waiting_prints_nothing_but_the_operation_at_its_end_and_its_code_says_h
         while not vmherd.operations():
             assert evict.process.poll() is None, evict.errors
         (operation,) = vmherd.operations()
-        vmherd.step(operation.name, Reason.FAILED, "no luck", phase=OperationPhase.FAILED, progress=100)
+        vmherd.step(operation.name, Reason.OPERATION_FAILED, "no luck", phase=OperationPhase.FAILED, progress=100)
         assert evict.ended() == 1
     printed = json.loads("\n".join(evict.lines))
     assert printed["status"]["phase"] == "Failed"
