@@ -13,7 +13,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_context
 from orchestrator.cli.ages import span
 from orchestrator.cli.arguments import Namespace, Timeout, Wait
-from orchestrator.cli.output import AsDocument, document
+from orchestrator.cli.output import AsDocument, Results, document
 from orchestrator.cli.progress import Counts, counting, working
 from orchestrator.cli.tables import Column, Layout, clean
 from orchestrator.cli.terminal import Failures, tell
@@ -102,12 +102,13 @@ def release(
     namespace: Namespace = DEFAULT_NAMESPACE,
     wait: Wait = True,
     timeout: Timeout = None,
+    output: AsDocument = None,
 ) -> None:
     """Give adopted virtual machines back: each is defined on its node as it was, and runs on.
 
     Ends with code 0 when all have been given back.
     """
-    failures = Failures()
+    failures, results = Failures(), Results(output, is_list=True)
     with open_context() as ctx:
         begun: list[_NAMED] = []
         for name in dict.fromkeys(vms):
@@ -116,9 +117,13 @@ def release(
             except (Conflict, NotFound, Refused) as error:
                 failures.add(str(error))
         if wait and begun:
-            _wait(LocalClient(ctx), begun, RELEASING, failures, timeout)
-        elif begun:
-            terminal.write("\n".join(f"{name}: is being released" for name, _ in begun))
+            given_back = _wait(LocalClient(ctx), begun, RELEASING, failures, timeout, quiet=output is not None)
+            for key, message in given_back.items() if output is not None else ():
+                results.add("", vm=key, released=True, message=message)
+        else:
+            for name, vm in begun:
+                results.add(f"{name}: is being released", vm=vm.key, released=False, message="is being released")
+    results.end()
     failures.end()
 
 
@@ -174,23 +179,36 @@ def _cells(planned: Planned) -> tuple[str, ...]:
     return (planned.domain.name, planned.name, *size, ",".join(planned.disks), action, findings)
 
 
-def _wait(client: Client, begun: Sequence[_NAMED], kind: str, failures: Failures, timeout: float | None) -> None:
-    """Wait until each has been adopted or released, telling each step; Ctrl-C leaves it to the control plane."""
+def _wait(
+    client: Client,
+    begun: Sequence[_NAMED],
+    kind: str,
+    failures: Failures,
+    timeout: float | None,
+    *,
+    quiet: bool = False,
+) -> dict[Key, str]:
+    """Wait until each has been adopted or released, telling each step; Ctrl-C leaves it to the control plane.
+
+    Returns:
+        Those that have been, with what was said of it.
+    """
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
-        with counting() as show:
+        with counting(quiet=quiet) as show:
             waiting = Waiting(client, begun, kind, failures, show)
             for news in follow(client, Scope((VirtualMachine,)), tell, is_patient=True):
                 waiting.take(news)
                 show.update("adopted" if kind == ADOPTING else "released", len(begun) - len(waiting.open), len(begun))
                 if not waiting.open:
-                    return
+                    break
                 if deadline is not None and time.monotonic() >= deadline:
                     names = ", ".join(name for name, _ in waiting.open.values())
                     raise WaitTimeout(f"{names}: not done after {span(timeout or 0)}; goes on all the same")
     except KeyboardInterrupt:
         tell("no longer waiting; what was begun goes on")
         raise typer.Exit(INTERRUPTED) from None
+    return waiting.done
 
 
 class Waiting:
@@ -198,6 +216,7 @@ class Waiting:
 
     def __init__(self, client: Client, begun: Sequence[_NAMED], kind: str, failures: Failures, show: Counts) -> None:
         self.open: dict[Key, _NAMED] = {vm.key: (name, vm) for name, vm in begun}
+        self.done: dict[Key, str] = {}
         self._client = client
         self._kind = kind
         self._failures = failures
@@ -233,8 +252,10 @@ class Waiting:
         del self.open[key]
         message = clean(condition.message) if condition is not None else ""
         if self._kind == ADOPTING and not is_gone and vm is not None:
-            self._show.write(f"{name}: adopted as {vm.key}, {vm.status.phase} on node {vm.status.node_name}")
+            self.done[key] = f"adopted as {vm.key}, {vm.status.phase} on node {vm.status.node_name}"
+            self._show.write(f"{name}: {self.done[key]}")
         elif self._kind == RELEASING and is_gone:
-            self._show.write(f"{name}: released: {message or 'what came of it was not seen'}")
+            self.done[key] = message or "what came of it was not seen"
+            self._show.write(f"{name}: released: {self.done[key]}")
         else:
             self._failures.add(f"{name}: {message or 'is gone; what came of it was not seen'}")

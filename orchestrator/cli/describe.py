@@ -3,11 +3,13 @@
 import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_client
 from orchestrator.cli.ages import UNKNOWN, age, memory
 from orchestrator.cli.arguments import KindName, Names, Namespace, parse_targets
+from orchestrator.cli.output import AsDocument, document
 from orchestrator.cli.tables import clean, paint
 from orchestrator.cli.terminal import Failures
 from orchestrator.client import Client
@@ -37,6 +39,8 @@ EXAMPLES = """Examples:
 $ vmherd describe vm linux-vm
 
 $ vmherd describe vmop evict-linux-vm-4f1c9
+
+$ vmherd describe node node-1 -o json
 """
 
 Fact = tuple[str, str]
@@ -47,21 +51,45 @@ def describe(
     kind: KindName,
     names: Names = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
+    output: AsDocument = None,
 ) -> None:
-    """Tell all about resources, with their conditions and events."""
+    """Tell all about resources, with their conditions and events.
+
+    As a document, each is told as it is stored, beside its events and what else is told here.
+    """
     what, chosen = parse_targets(kind, names, needs_name=True)
     failures = Failures()
     with open_client() as client:
         texts: list[str] = []
+        told: list[dict[str, Any]] = []
         for name in chosen:
             try:
                 found = client.get(what, make_key(name, namespace if what.namespaced else ""))
             except NotFound as error:
                 failures.add(str(error))
             else:
-                texts.append("\n".join(_describe(client, found, datetime.now(UTC))))
-        terminal.write("\n\n\n".join(texts))
+                if output is None:
+                    texts.append("\n".join(_describe(client, found, datetime.now(UTC))))
+                else:
+                    told.append(_as_data(client, found))
+        if output is None:
+            terminal.write("\n\n\n".join(texts))
+        elif len(chosen) > 1:
+            terminal.write(document(told, output))
+        elif told:
+            terminal.write(document(told[0], output))
     failures.end()
+
+
+def _as_data(client: Client, resource: Resource) -> dict[str, Any]:
+    data: dict[str, Any] = {"resource": resource.manifest()}
+    if isinstance(resource, VirtualMachine):
+        data["operations"] = [operation.manifest() for operation in _latest(client, resource)]
+    if isinstance(resource, Node):
+        data["virtualMachines"] = [vm.key for vm in _vms_of(client, resource)]
+    if not isinstance(resource, Event):
+        data["events"] = [event.manifest() for event in _events(client, resource)]
+    return data
 
 
 def _describe(client: Client, resource: Resource, now: datetime) -> list[str]:
@@ -261,10 +289,14 @@ def _operation(operation: VirtualMachineOperation, now: datetime) -> list[Fact]:
     return found
 
 
+def _vms_of(client: Client, node: Node) -> list[VirtualMachine]:
+    here = [vm for vm in client.all(VirtualMachine) if vm.status.node_name == node.name]
+    return [vm for vm in here if vm.status.phase.occupies_node]
+
+
 def _node(client: Client, node: Node) -> list[Fact]:
     capacity, hypervisor = node.status.capacity, node.status.hypervisor
-    here = [vm for vm in client.all(VirtualMachine) if vm.status.node_name == node.name]
-    vms = [vm for vm in here if vm.status.phase.occupies_node]
+    vms = _vms_of(client, node)
     reserved = sum(vm.running_spec.cpu_millicores for vm in vms)
     given = sum(vm.running_spec.memory_mib for vm in vms)
     return [
@@ -332,9 +364,13 @@ def _machine(machine: Machine) -> str:
     return f"{machine.type} ({machine.domain_type}){shown}" + (f", MAC {macs}" if macs else "")
 
 
-def _operations(client: Client, vm: VirtualMachine, now: datetime) -> list[str]:
+def _latest(client: Client, vm: VirtualMachine) -> list[VirtualMachineOperation]:
     of_vm = [o for o in client.all(VirtualMachineOperation, vm.metadata.namespace) if o.vm_key == vm.key]
-    latest = sorted(of_vm, key=lambda o: o.created_version)[-_LATEST:]
+    return sorted(of_vm, key=lambda o: o.created_version)[-_LATEST:]
+
+
+def _operations(client: Client, vm: VirtualMachine, now: datetime) -> list[str]:
+    latest = _latest(client, vm)
     if not latest:
         return []
     rows = [

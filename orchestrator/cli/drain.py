@@ -14,7 +14,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.acting import open_client
 from orchestrator.cli.ages import duration, memory
 from orchestrator.cli.arguments import parse_duration
-from orchestrator.cli.output import AsDocument, Documents, document
+from orchestrator.cli.output import AsDocument, Documents, Output, document, render
 from orchestrator.cli.progress import working
 from orchestrator.cli.tables import clean
 from orchestrator.cli.terminal import Failures, tell
@@ -100,7 +100,7 @@ def drain(  # noqa: PLR0913, PLR0917 - a command's options
             with working("looks for a place for each VM"):
                 begun = client.begin_drains(names, spec)
             if output is not None:
-                terminal.write(document([drain.manifest() for drain in begun], output))
+                terminal.write(render(begun, Output(output.value), is_list=len(begun) > 1))
                 return
             for name in names:
                 terminal.write(f"node/{name} cordoned")

@@ -109,11 +109,12 @@ def maintain(  # noqa: PLR0913, PLR0917 - a command's options
         bool, typer.Option("--wait-reboot", help="A node is back only when its host has booted anew.")
     ] = False,
     bring_back: Annotated[bool, typer.Option("--bring-back", help="Move home what was moved off a node.")] = False,
+    output: AsDocument = None,
 ) -> None:
     """Work on nodes one after another: each is emptied, the hook is run, and it takes virtual machines again.
 
     Nodes are begun while the rest of the herd has room for what runs on them. A hook that fails pauses it all. Ends
-    with code 0 when all nodes are done.
+    with code 0 when all nodes are done. The document of -o is the maintenance at its end.
     """
     spec = parse(
         MaintenanceSpec,
@@ -131,11 +132,12 @@ def maintain(  # noqa: PLR0913, PLR0917 - a command's options
     )
     with open_client() as client:
         found = client.begin_maintenance(name or f"maintenance-{uuid4().hex[:5]}", spec)
-        terminal.write(f"maintenance/{found.name}: {found.status.phase.value}, {len(found.spec.nodes)} nodes")
-        with counting() as show:
+        if output is None:
+            terminal.write(f"maintenance/{found.name}: {found.status.phase.value}, {len(found.spec.nodes)} nodes")
+        with counting(quiet=output is not None) as show:
             executor = _Executor(client, found, show)
             executor.run()
-        executor.end()
+        executor.end(output)
 
 
 @maintenance.command("pause", epilog=PAUSE_EXAMPLE)
@@ -323,10 +325,11 @@ class _Executor:
             self.maintenance.node(name).stage is NodeStage.FAILED for name in self.maintenance.spec.nodes
         )
 
-    def end(self) -> None:
+    def end(self, output: Documents | None = None) -> None:
         """Say what came of it; ends the command with a code of its own unless all nodes are done."""
         found, failures = self.maintenance, Failures()
-        terminal.write(f"maintenance/{found.name}: {found.status.phase.value}: {clean(found.status.message)}")
+        line = f"maintenance/{found.name}: {found.status.phase.value}: {clean(found.status.message)}"
+        terminal.write(line if output is None else document(found.manifest(), output))
         for name in found.spec.nodes:
             node = found.node(name)
             if node.stage is NodeStage.FAILED:

@@ -71,6 +71,10 @@ class HostPair(Protocol):
         """A machine that powers itself off a second after its start."""
         ...
 
+    def panic_xml(self, name: str, uuid: str) -> str:
+        """A machine that panics a second after its start, and whose domain is kept then (on_crash=preserve)."""
+        ...
+
     def obedient_xml(self, name: str, uuid: str) -> str:
         """A machine that powers itself off when it is asked to (from a second after its start); others ignore that."""
         ...

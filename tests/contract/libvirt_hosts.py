@@ -90,6 +90,11 @@ class LibvirtHostPair:
     def poweroff_xml(self, name: str, uuid: str) -> str:
         return self._tiny_xml(name, uuid, Behaviour(poweroff_after_s=1))
 
+    def panic_xml(self, name: str, uuid: str) -> str:
+        xml = self._tiny_xml(name, uuid, Behaviour(poweroff_after_s=1, panics=True))
+        xml = _with_devices(xml, "<panic model='isa'/>")
+        return xml.replace("<devices>", "<on_crash>preserve</on_crash><devices>", 1)
+
     def obedient_xml(self, name: str, uuid: str) -> str:
         return self._tiny_xml(name, uuid, Behaviour(heeds_button=True))
 

@@ -134,6 +134,10 @@ class SimulatedHostPair:
     def poweroff_xml(self, name: str, uuid: str) -> str:
         return _domain_xml(name, uuid, poweroff_after_s=1)
 
+    def panic_xml(self, name: str, uuid: str) -> str:
+        xml = _domain_xml(name, uuid, crash_after_s=1)
+        return xml.replace("<devices>", "<on_crash>preserve</on_crash><devices>", 1)
+
     def obedient_xml(self, name: str, uuid: str) -> str:
         return _domain_xml(name, uuid, boot_s=1, shutdown_s=0.1, ignores_shutdown=False)
 

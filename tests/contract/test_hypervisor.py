@@ -546,6 +546,21 @@ def test_who_shut_a_machine_down_is_told(pair: HostPair, machine: Machine) -> No
     assert (stopped.detail, stopped.reason) == ("shutdown", "host")
 
 
+def test_a_guest_that_panics_may_leave_its_domain_which_runs_nothing_until_it_is_destroyed(
+    pair: HostPair, machine: Machine
+) -> None:
+    watcher = Watcher(pair.source)
+    pair.source.start(pair.panic_xml(machine.name, machine.uuid), MARKER)
+    assert watcher.wait_for(EventKind.CHANGED, machine).detail == "crashed-panicked"
+    assert state(pair.source, machine) is DomainState.CRASHED
+    with pytest.raises(HypervisorError):
+        pair.source.start(pair.blank_xml(machine.name, machine.uuid), MARKER)
+    pair.source.destroy(machine.uuid)
+    assert watcher.wait_for(EventKind.STOPPED, machine).detail == "destroyed"
+    assert state(pair.source, machine) is None
+    pair.source.start(pair.blank_xml(machine.name, machine.uuid), MARKER)
+
+
 def test_a_pause_and_a_resume_are_told(pair: HostPair, machine: Machine) -> None:
     watcher = Watcher(pair.source)
     pair.source.start(pair.blank_xml(machine.name, machine.uuid), MARKER)

@@ -19,6 +19,8 @@ PAGES_PER_MIB: Final = 256
 TICKS_PER_S: Final = 100
 
 _PARAMETERS_AT: Final = 0x20
+_POWEROFF: Final = bytes.fromhex("66ba0406 66b80020 66ef")  # mov dx, 0x604; mov ax, 0x2000; out dx, ax
+_PANIC: Final = bytes.fromhex("66ba0505 66b80100 66ef")  # mov dx, 0x505; mov ax, 1; out dx, ax
 _PROGRAM: Final = bytes.fromhex(
     "02b0ad1b03000100fb4f51e400001000000010005c0110005c0110003800100000000000000000000100000000000000"
     "0000000000000000fabc000009000f011550011000ea4c001000080066b810008ed88ec08ed0b82b01100066a3000108"
@@ -41,6 +43,7 @@ class Behaviour:
         poweroff_after_s: When it powers off; 0 for never.
         heeds_button: Whether it powers off when ACPI's power button is pressed.
         reboot_after_s: When it resets itself, again after each boot; 0 for never.
+        panics: Whether, where it would power off, it says to a panic device (port 0x505) that it panicked.
     """
 
     fill_mib: int = 0
@@ -48,12 +51,13 @@ class Behaviour:
     poweroff_after_s: int = 0
     heeds_button: bool = False
     reboot_after_s: int = 0
+    panics: bool = False
 
 
 def write_kernel(behaviour: Behaviour, directory: Path) -> Path:
     """Write the guest's kernel for `behaviour` into `directory` and return its path."""
     path = directory / ("tiny-guest-" + "-".join(str(int(part)) for part in astuple(behaviour)))
-    program = bytearray(_PROGRAM)
+    program = bytearray(_PROGRAM.replace(_POWEROFF, _PANIC) if behaviour.panics else _PROGRAM)
     struct.pack_into(
         "<6I",
         program,

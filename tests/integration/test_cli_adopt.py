@@ -115,6 +115,16 @@ class TestAdopt:
         assert "node n1 has it as it was" in done.stderr
         assert (copy.vm, bool(copy.definition)) == ("", True)
 
+    def test_that_is_a_document_too(self, stage: Stage, vmherd: Vmherd) -> None:
+        add_domain(stage)
+        adopted(stage)
+        with at_work(stage):
+            done = vmherd.run("release", "web-1", "gone", "-o", "json")
+        assert done.returncode == 1
+        said = "defined on node n1 as domain Web 1, and runs on"
+        assert json.loads(done.stdout) == [{"vm": "default/web-1", "released": True, "message": said}]
+        assert "'gone' not found" in done.stderr
+
     def test_refusals(self, stage: Stage, vmherd: Vmherd) -> None:
         with at_work(stage):
             assert vmherd.refused("adopt", "n1", "none") == "none: node 'n1' has no such domain"

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.resources import Node, NodeFencing, OperationPhase, Reason
+from orchestrator.resources import Maintenance, Node, NodeFencing, OperationPhase, Reason
 from orchestrator.resources.fencing import FencePhase
+from orchestrator.resources.maintenance import MaintenancePhase
 from tests.builders import a_node
 from tests.integration.command import Running, Vmherd
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def test_waiting_prints_nothing_but_the_operation_at_its_end_and_its_code_says_h
         while not vmherd.operations():
             assert evict.process.poll() is None, evict.errors
         (operation,) = vmherd.operations()
-        vmherd.step(operation.name, Reason.FAILED, "no luck", phase=OperationPhase.FAILED, progress=100)
+        vmherd.step(operation.name, Reason.OPERATION_FAILED, "no luck", phase=OperationPhase.FAILED, progress=100)
         assert evict.ended() == 1
     printed = json.loads("\n".join(evict.lines))
     assert printed["status"]["phase"] == "Failed"
@@ -170,8 +172,40 @@ def test_plans_are_documents(vmherd: Vmherd) -> None:
     assert [(one["name"], one["stranded"]) for one in loss] == [(node, {})]
     policy = read(vmherd, "rebalance", "--set", "maxMoves=3", "--policy")
     assert (policy["kind"], policy["spec"]["maxMoves"]) == ("RebalancePolicy", 3)
-    (begun,) = read(vmherd, "drain", node, "--no-wait")
+    begun = read(vmherd, "drain", node, "--no-wait")
     assert (begun["kind"], begun["metadata"]["name"]) == ("NodeDrain", node)
+    both = read(vmherd, "drain", node, "h2", "--no-wait", "--partial")
+    assert (both["kind"], [drain["metadata"]["name"] for drain in both["items"]]) == ("List", [node, "h2"])
+
+
+def test_what_is_described_is_a_document_with_its_events(vmherd: Vmherd) -> None:
+    join(vmherd, "h1", "h2")
+    vmherd.running_vm("a")
+    made = read(vmherd, "evict", "a", "--no-wait")["metadata"]["name"]
+    vm = read(vmherd, "describe", "vm", "a")
+    assert (vm["resource"]["kind"], vm["resource"]["metadata"]["name"]) == ("VirtualMachine", "a")
+    assert [operation["metadata"]["name"] for operation in vm["operations"]] == [made]
+    assert vm["events"] == []
+    vmherd.ok("cordon", "h1")
+    both = read(vmherd, "describe", "node", "h1", "h2")
+    assert [one["resource"]["metadata"]["name"] for one in both] == ["h1", "h2"]
+    assert [one["virtualMachines"] for one in both] == [["default/a"], []]
+    assert "NodeCordoned" in {event["reason"] for event in both[0]["events"]}
+    gone = vmherd.run("describe", "vm", "gone", "-o", "json")
+    assert (gone.returncode, gone.stdout) == (1, "")
+
+
+def test_a_maintenance_is_a_document_at_its_end(vmherd: Vmherd) -> None:
+    join(vmherd, "h1")
+    with Running(vmherd, "maintain", "h1", "--hook", "true", "--name", "m", "-o", "json") as maintain:
+        wait_until(lambda: vmherd.store.find(Maintenance, "m"), 30, "it is begun")
+        vmherd.ok("maintenance", "stop", "m")
+        old = vmherd.store.get(Maintenance, "m")
+        stopped = old.with_status(phase=MaintenancePhase.STOPPED, message="enough")  # as the control plane does
+        vmherd.store.must_commit(vmherd.store.batch().put(old, stopped))
+        assert maintain.ended() == 1
+    printed = json.loads("\n".join(maintain.lines))
+    assert (printed["kind"], printed["status"]["phase"]) == ("Maintenance", "Stopped")
 
 
 def test_what_is_applied_and_explained_is_a_document(vmherd: Vmherd, tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import libvirt
 import pytest
 
 from orchestrator.resources import Event, NodeInventory
+from tests.contract.tiny_guest import Behaviour, write_kernel
+from tests.lab import outside
 from tests.lab.guest import Guest
 from tests.lab.herd import LabHerd
 from tests.lab.host import LabHost
@@ -199,3 +202,27 @@ def test_what_would_lose_something_is_refused(herd: LabHerd, snapshotted: Any) -
 
 def herd_command() -> list[str]:
     return [sys.executable, "-m", "orchestrator.cli"]
+
+
+def test_what_a_crash_leaves_of_an_adopted_domain_is_destroyed_before_the_next_start(
+    herd: LabHerd, tmp_path: Path
+) -> None:
+    """It runs on as its host had started it, with on_crash=preserve: its QEMU is still there after the panic."""
+    host, guest = herd.lab.hosts[0], herd.lab.blank("linux-vm")
+    kernel = write_kernel(Behaviour(poweroff_after_s=40, panics=True), tmp_path)
+    xml = plain(guest, "Linux_VM", "<panic model='isa'/>").replace("</type>", f"</type><kernel>{kernel}</kernel>", 1)
+    xml = xml.replace("<on_crash>destroy<", "<on_crash>preserve<")
+    domain = define(herd, host, xml)
+    observer = DoubleRunObserver(herd.lab)
+    (_, row) = herd.vmherd("adopt", "--dry-run", "h1").splitlines()
+    assert "its on_crash is preserve" in row
+    herd.vmherd("adopt", "h1", "Linux_VM")
+    assert domain.isActive()
+
+    vm = herd.wait_vm("linux-vm", lambda vm: vm.status.incarnation == 2 and vm.status.phase == "Running", 90)
+    assert told(herd, "Crashed") == ["its guest crashed; node h1 keeps its domain (on_crash=preserve)"]
+    assert vm.status.failures == 1
+    outside.assert_runs_once(herd, guest, vm.status.node_name)
+    live = on(herd.lab.host(vm.status.node_name), guest).XMLDesc()
+    assert "<on_crash>destroy</on_crash>" in live
+    observer.check()
