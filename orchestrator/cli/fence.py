@@ -22,6 +22,8 @@ $ vmherd fence set node-1 --agent fence_ipmilan --option ip=192.0.2.101 --option
 
 $ vmherd fence set node-1 --enable
 
+$ vmherd fence set node-1 --timeout 60 --attempts 5
+
 $ vmherd fence set node-1 --no-bmc --disable
 """
 TEST_EXAMPLE = """Example:
@@ -113,7 +115,14 @@ def set_(  # noqa: PLR0913 - one option each
     password_env: Annotated[
         str, typer.Option(metavar="VARIABLE", help="Or a variable of theirs.", show_default=False)
     ] = "",
-    timeout: Annotated[float, typer.Option(help="Seconds after which an agent is killed.")] = 20,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=1, max=120, help="Seconds after which an agent is killed (20).", show_default=False),
+    ] = None,
+    attempts: Annotated[
+        int | None,
+        typer.Option(min=1, max=10, help="How often one fencing cuts the power (2).", show_default=False),
+    ] = None,
     no_bmc: Annotated[bool, typer.Option("--no-bmc", help="Forget its BMC.")] = False,
     enable: Annotated[
         bool | None, typer.Option("--enable/--disable", help="Whether it may be fenced.", show_default=False)
@@ -124,21 +133,27 @@ def set_(  # noqa: PLR0913 - one option each
     ] = None,
     output: AsDocument = None,
 ) -> None:
-    """Say how a node may be fenced. It may join later."""
+    """Say how a node may be fenced. It may join later.
+
+    What is given changes what is on record. With --agent the options and the password are those given, and no others.
+    """
     options = {}
     for text in option or []:
         key, separator, value = text.partition("=")
         if not separator:
             raise typer.BadParameter(f"{text!r} is not NAME=VALUE")
         options[key] = value
-    if (options or password_file or password_env) and not agent:
-        raise Invalid("--agent is missing: whose options are these?")
+    given: dict[str, Any] = {"timeoutS": timeout, "attempts": attempts}
+    given = {key: value for key, value in given.items() if value is not None}
+    if password_file or password_env:
+        given |= {"passwordFile": str(password_file or ""), "passwordEnv": password_env}
+    if no_bmc and (agent or options or given):
+        raise Invalid("--no-bmc: what is said of its BMC besides?")
 
     def change(old: NodeFencingSpec) -> NodeFencingSpec:
         new = old
-        if agent:
-            given = {"agent": agent, "options": options, "passwordFile": str(password_file or "")}
-            new = new.with_(bmc=parse(Bmc, {**given, "passwordEnv": password_env, "timeoutS": timeout}))
+        if agent or options or given:
+            new = new.with_(bmc=_changed(old.bmc, agent, options, given))
         if no_bmc:
             new = new.with_(bmc=None)
         if enable is not None:
@@ -150,6 +165,17 @@ def set_(  # noqa: PLR0913 - one option each
     with open_client() as client:
         client.set_fencing(name, change)
     _say(output, f"nodefencing/{name} set", node=name, set=True)
+
+
+def _changed(old: Bmc | None, agent: str, options: dict[str, str], given: dict[str, Any]) -> Bmc:
+    """Give a BMC with what a person says of it; another agent has options and a password of its own."""
+    if old is None and not agent:
+        raise Invalid("--agent is missing: no BMC is on record whose options these could be")
+    before = old.model_dump(by_alias=True) if old is not None else {}
+    if agent:
+        before = {key: before[key] for key in ("timeoutS", "attempts") if key in before}
+        return parse(Bmc, {**before, "agent": agent, "options": options, **given})
+    return parse(Bmc, {**before, "options": {**before["options"], **options}, **given})
 
 
 @fence.command("test", epilog=TEST_EXAMPLE)

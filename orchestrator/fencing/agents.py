@@ -2,7 +2,8 @@
 
 An agent that exits with 0 after `off` has said that it tried. Evidence is a later `status` which exits with 2 *and*
 prints OFF, both as ClusterLabs' library does it: usage errors exit with 2 as well, and a broken agent prints anything.
-Whatever else comes is a problem with a message, never evidence.
+Whatever else comes is a problem with a message, never evidence. The state is read from standard output, all of it, and
+from nothing else: on standard error there are warnings, which may have the words in them too. People are shown both.
 
 Options go to the agent's standard input, so no password shows in the list of processes; it is also taken out of what
 an agent prints before anyone sees that. An agent runs in a process group of its own, which is killed as a whole when it
@@ -20,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, Protocol
+from typing import IO, Final, Protocol
 
 from orchestrator.resources.fencing import Bmc
 
@@ -85,7 +86,7 @@ class FenceAgents:
         done = self._run(bmc, "status")
         if isinstance(done, str):
             return Answer(Power.UNKNOWN, done)
-        words = set(re.findall(r"[A-Z]+", done.text.upper()))
+        words = set(re.findall(r"[A-Z]+", done.text.upper())) if done.is_whole else set()
         if done.code == _STATUS_ON and "ON" in words and "OFF" not in words:
             return Answer(Power.ON)
         if done.code == _STATUS_OFF and "OFF" in words and "ON" not in words:
@@ -115,13 +116,13 @@ class FenceAgents:
         lines += [f"password={password}"] if password else []
         given = "\n".join([*lines, f"action={action}", ""])
         # Files, not pipes: what an agent left behind may hold a pipe open for ever.
-        with tempfile.TemporaryFile() as told:
+        with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as warned:
             try:
                 process = subprocess.Popen(
                     [program],
                     stdin=subprocess.PIPE,
                     stdout=told,
-                    stderr=subprocess.STDOUT,
+                    stderr=warned,
                     start_new_session=True,
                     env={"PATH": self._path, "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"},
                 )
@@ -135,11 +136,9 @@ class FenceAgents:
                 process.wait()
             finally:
                 _end_group(process)
-            told.seek(0)
-            text = told.read(_READ_AT_MOST).decode(errors="replace")
-        if password:
-            text = text.replace(password, "***")
-        return _Done(process.returncode, text)
+            text, warnings = _read(told, password), _read(warned, password)
+            is_whole = told.seek(0, os.SEEK_END) <= _READ_AT_MOST
+        return _Done(process.returncode, text, warnings, is_whole)
 
     def _password(self, bmc: Bmc) -> str:
         if bmc.password_file:
@@ -157,18 +156,37 @@ class FenceAgents:
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """How an agent ended."""
+    """How an agent ended.
+
+    Attributes:
+        text: The begin of what it printed on standard output.
+        warnings: Likewise on standard error.
+        is_whole: `text` is all of it: nothing that contradicts it comes later.
+    """
 
     code: int
     text: str
+    warnings: str
+    is_whole: bool
 
     def __str__(self) -> str:
-        printable = "".join(c if c.isprintable() else " " for c in self.text)
-        said = " ".join(printable.split()) or "(nothing printed)"
-        if len(said) > _SHOWN_AT_MOST:
-            said = f"{said[: _SHOWN_AT_MOST - 1]}…"
+        parts = [part for part in (_printable(self.text), _printable(self.warnings)) if part]
+        at_most = _SHOWN_AT_MOST // max(1, len(parts))
+        shown = [part if len(part) <= at_most else f"{part[: at_most - 1]}…" for part in parts]
+        said = " / ".join(shown) or "(nothing printed)"
         how = f"exit code {self.code}" if self.code >= 0 else f"killed by signal {-self.code}"
         return f"{how}: {said}"
+
+
+def _read(file: IO[bytes], password: str) -> str:
+    file.seek(0)
+    text = file.read(_READ_AT_MOST).decode(errors="replace")
+    return text.replace(password, "***") if password else text
+
+
+def _printable(text: str) -> str:
+    """Give a text on one line, without what a terminal would take for commands."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _end_group(process: "subprocess.Popen[bytes]") -> None:

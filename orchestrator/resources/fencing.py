@@ -80,6 +80,11 @@ class Bmc(Model):
     attempts: int = Field(2, ge=1, le=10)
     timeout_s: float = Field(20, ge=1, le=120)
 
+    def is_as(self, other: "Bmc | None") -> bool:
+        """Whether it is reached as another one is: what was learnt by that one is true of this one."""
+        patience = {"attempts": self.attempts, "timeout_s": self.timeout_s}
+        return other is not None and other.with_(**patience) == self
+
     @model_validator(mode="after")
     def _check_options(self, info: ValidationInfo) -> Self:
         if is_stored(info):

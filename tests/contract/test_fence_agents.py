@@ -42,6 +42,9 @@ BMC = Bmc(agent="fence_fake", options={"ip": "192.0.2.1"}, timeout_s=5)
         ("echo Status: ON; exit 0", Power.ON),
         ("echo Status: OFF; exit 2", Power.OFF),
         ("echo 'Chassis power = Off'; exit 2", Power.OFF),
+        ("echo 'WARNING: certificates are not checked on this host' >&2; echo Status: OFF; exit 2", Power.OFF),
+        ("echo 'turn it off and on again' >&2; echo Status: ON; exit 0", Power.ON),
+        ("yes 'it is on' | head -c 100000 >&2; echo Status: OFF; exit 2", Power.OFF),
     ],
 )
 def test_plain_answers(agent: Agent, body: str, power: Power) -> None:
@@ -63,6 +66,9 @@ def test_plain_answers(agent: Agent, body: str, power: Power) -> None:
         "printf '\\303\\050 \\377'; exit 2",
         "kill -9 $$",
         "yes OFFON | head -c 1000000; exit 2",
+        "echo Status: OFF >&2; exit 2",  # no answer, though a warning names one
+        "echo 'usage: fence_fake [-o off]' >&2; echo Status:; exit 2",
+        "echo Status: OFF; yes . | head -c 10000; echo Status: ON; exit 2",  # what comes late counts too
     ],
 )
 def test_anything_else_is_not_known_and_says_what_came(agent: Agent, body: str) -> None:
@@ -71,6 +77,13 @@ def test_anything_else_is_not_known_and_says_what_came(agent: Agent, body: str) 
     assert "fence_fake" in answer.problem
     assert answer.problem.isprintable()
     assert len(answer.problem) < 500
+
+
+def test_people_are_shown_both_of_its_outputs(agent: Agent) -> None:
+    problem = agent("echo Status: UNKNOWN; echo 'no route to host' >&2; exit 1").status(BMC).problem
+    assert "exit code 1: Status: UNKNOWN / no route to host" in problem
+    problem = agent("yes chatter | head -c 9000; echo 'no route to host' >&2; exit 1").switch(BMC, on=False)
+    assert "no route to host" in problem
 
 
 def test_options_and_action_come_on_standard_input(agent: Agent, tmp_path: Path) -> None:

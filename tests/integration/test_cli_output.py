@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from orchestrator.resources import Maintenance, Node, NodeFencing, OperationPhase, Reason
-from orchestrator.resources.fencing import FencePhase
+from orchestrator.resources.fencing import Bmc, FencePhase
 from orchestrator.resources.maintenance import MaintenancePhase
 from tests.builders import a_node
 from tests.integration.command import Running, Vmherd
@@ -121,6 +121,35 @@ def test_how_nodes_are_fenced_is_a_document(vmherd: Vmherd) -> None:
     assert node["spec"]["enabled"] is True
     assert read(vmherd, "failover", "arm") == {"armed": True, "node": None, "changed": True}
     assert read(vmherd, "failover", "arm") == {"armed": True, "node": None, "changed": False}
+
+
+def test_what_is_given_changes_the_bmc_that_is_on_record(vmherd: Vmherd) -> None:
+    join(vmherd, "n1")
+
+    def bmc() -> Bmc:
+        found = vmherd.store.get(NodeFencing, "n1").spec.bmc
+        assert found is not None
+        return found
+
+    assert "--agent is missing" in vmherd.refused("fence", "set", "n1", "--timeout", "60")
+    options = ("--option", "ip=192.0.2.1", "--option", "lanplus=1", "--password-file", "/etc/vmherd/bmc")
+    vmherd.ok("fence", "set", "n1", "--agent", "fence_ipmilan", *options)
+    first = bmc()
+    assert (first.timeout_s, first.attempts) == (20, 2)
+    old = vmherd.store.get(NodeFencing, "n1")
+    distrusted = old.with_status(bmc_distrust="another host's", cut_epoch=7)
+    vmherd.store.must_commit(vmherd.store.batch().put(old, distrusted))
+    vmherd.ok("fence", "set", "n1", "--timeout", "60", "--attempts", "5")
+    assert bmc() == first.with_(timeout_s=60, attempts=5)
+    status = vmherd.store.get(NodeFencing, "n1").status
+    assert (status.bmc_distrust, status.cut_epoch) == ("another host's", 7), "it is the same BMC"
+    vmherd.ok("fence", "set", "n1", "--option", "lanplus=0", "--password-env", "BMC")
+    assert bmc().options == {"ip": "192.0.2.1", "lanplus": "0"}
+    assert (bmc().password_file, bmc().password_env) == ("", "BMC")
+    vmherd.ok("fence", "set", "n1", "--agent", "fence_redfish", "--option", "ip=192.0.2.2")
+    assert bmc() == Bmc(agent="fence_redfish", options={"ip": "192.0.2.2"}, timeout_s=60, attempts=5)
+    assert "--no-bmc" in vmherd.refused("fence", "set", "n1", "--no-bmc", "--timeout", "5")
+    assert vmherd.run("fence", "set", "n1", "--attempts", "11").returncode != 0
 
 
 def test_why_a_deadline_does_not_count_is_said(vmherd: Vmherd) -> None:

@@ -189,7 +189,9 @@ def _remember(ctx: Context, name: str, fencing: NodeFencing, lost: frozenset[str
     if current is None or not current.status.phase.is_open or current.status.bmc_distrust:
         return False
     was, now = fencing.status, current.status
-    if current.spec.bmc != fencing.spec.bmc or (was.generation, was.sequence) != (now.generation, now.sequence):
+    if fencing.spec.bmc is None or not fencing.spec.bmc.is_as(current.spec.bmc):
+        return False
+    if (was.generation, was.sequence) != (now.generation, now.sequence):
         return False
     new = current
     if not now.cut_epoch and not now.bmc_off:
@@ -218,13 +220,14 @@ def power_on_again(ctx: Context, tools: Tools, name: str) -> str:
         if not is_ours:
             return f"{name}: another worker is at it"
         fencing = ctx.store.find(NodeFencing, name)  # read under the right: what comes before may have ended it
-        if fencing is None or fencing.spec.bmc is None or not fencing.awaits_power:
+        bmc = fencing.spec.bmc if fencing is not None and fencing.awaits_power else None
+        if fencing is None or bmc is None:
             return f"{name}: nothing to do"
-        problem = _power_on(ctx, tools, name, fencing.spec.bmc)
+        problem = _power_on(ctx, tools, name, bmc)
     text = f"its power is not on again yet: {problem}" if problem else "its power was switched on again"
 
     def change(old: NodeFencing) -> NodeFencing | None:
-        if not old.awaits_power or old.status.evidence != fencing.status.evidence or old.spec.bmc != fencing.spec.bmc:
+        if not old.awaits_power or old.status.evidence != fencing.status.evidence or not bmc.is_as(old.spec.bmc):
             return None
         return old.with_status(message=text, powered_off=bool(problem))  # the same problem again is said no more
 

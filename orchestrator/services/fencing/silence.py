@@ -92,7 +92,8 @@ def _note_whose(ctx: Context, fencing: NodeFencing, may_be_of: dict[str, str]) -
     def change(old: NodeFencing) -> NodeFencing | None:
         was, now = fencing.status, old.status
         is_same = (was.generation, was.sequence) == (now.generation, now.sequence) and now.lost_at is not None
-        return old.with_status(may_be_of=may_be_of) if is_same and old.spec.bmc == fencing.spec.bmc else None
+        is_its = fencing.spec.bmc is not None and fencing.spec.bmc.is_as(old.spec.bmc)
+        return old.with_status(may_be_of=may_be_of) if is_same and is_its else None
 
     change_fencing(ctx, str(fencing.name), change)
 

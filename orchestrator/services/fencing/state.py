@@ -174,7 +174,7 @@ def distrust(ctx: Context, name: str, bmc: Bmc, why: str) -> None:
     """Use a BMC for nothing any more, until another one is set."""
 
     def change(old: NodeFencing) -> NodeFencing | None:
-        return old.with_status(bmc_distrust=why) if old.spec.bmc == bmc else None
+        return old.with_status(bmc_distrust=why) if bmc.is_as(old.spec.bmc) else None
 
     change_fencing(ctx, name, change)
 

@@ -25,7 +25,8 @@ def set_fencing(ctx: Context, name: str, change: Callable[[NodeFencingSpec], Nod
         old = ctx.store.find(NodeFencing, name)
         base = old or new_fencing(ctx, name)
         new = base.with_(spec=change(base.spec))
-        if new.spec.bmc != base.spec.bmc:
+        is_as_before = new.spec.bmc is not None and new.spec.bmc.is_as(base.spec.bmc)
+        if new.spec.bmc != base.spec.bmc and not is_as_before:
             new = new.with_status(bmc_distrust="", cut_epoch=0, bmc_off=False, lost_before=(), may_be_of=None)
             if not _are_of_one_power(new.spec.bmc, base.spec.bmc):
                 new = new.with_status(powered_off=False)  # what another BMC cut is not this one's to switch on
