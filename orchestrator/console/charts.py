@@ -1,7 +1,7 @@
 """Plots as SVG, made on the server out of numbers alone: a migration's figures, and the timeline of a day."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from html import escape
@@ -150,6 +150,10 @@ def timeline(marks: Sequence[Mark], now: datetime) -> str:
     for number, lane in enumerate(LANES):
         middle = _LANE_HEIGHT * number + _LANE_HEIGHT / 2
         parts.append(f'<text x="{_DAY_LEFT - 8}" y="{middle + 4:.0f}" text-anchor="end">{lane}</text>')
+        # On a phone the right end is seen at first.
+        parts.append(
+            f'<text class="at-end" x="{_DAY_WIDTH - 10}" y="{middle - 11:.0f}" text-anchor="end">{lane}</text>'
+        )
         parts.append(f'<line class="axis" x1="{_DAY_LEFT}" y1="{middle}" x2="{_DAY_WIDTH - 10}" y2="{middle}"/>')
         for mark in (mark for mark in marks if mark.lane == lane):
             begin = place(mark.at)
@@ -166,11 +170,6 @@ def timeline(marks: Sequence[Mark], now: datetime) -> str:
         parts.append(f'<text x="{at:.0f}" y="{height + 16}" text-anchor="{anchor}">{text}</text>')
     said = ", ".join(f"{sum(mark.lane == lane for mark in marks)} {lane.lower()}" for lane in LANES)
     return (
-        f'<svg class="chart timeline" viewBox="0 0 {_DAY_WIDTH} {height + 22}" role="img" '
+        f'<svg class="chart timeline" viewBox="0 -8 {_DAY_WIDTH} {height + 30}" role="img" '
         f'aria-label="The last 24 hours: {said}">{"".join(parts)}</svg>'
     )
-
-
-def by_lane(marks: Sequence[Mark], order: Callable[[Mark], datetime] = lambda mark: mark.at) -> list[Mark]:
-    """Give marks, the latest first, for who reads them as a list."""
-    return sorted(marks, key=order, reverse=True)

@@ -34,7 +34,11 @@ LINE: Final = 0.8
 """Of a node's CPU: the rebalancer takes nodes that are above it to it."""
 DAY: Final = timedelta(hours=24)
 _DAY_KEPT: Final = timedelta(seconds=4)
-_FENCED: Final = frozenset({"NodeSuspect", "NodeFencing", "FenceUnconfirmed", "NodeFenced", "NodeRecovered"})
+_FENCED: Final = frozenset(
+    {"NodeSuspect", "NodeFencing", "FenceUnconfirmed", "NodeFenced", "EvidenceContradicted", "NodeRecovered"}
+)
+_OF_NODES: Final = frozenset({Node.kind_name, NodeFencing.kind_name})
+"""What events of a fencing are about: the node, or once that left the herd, its record."""
 _MOST_MARKS: Final = 1_000
 
 
@@ -180,7 +184,7 @@ def node_row(
         "memory": _bar(load.memory_share if load else 0, _memories(load), load.memory_used if load else None),
         "moves": f"{load.outbound} out, {load.inbound} in" if load is not None else NOWHERE,
         "drain": drain_text(drain) if drain is not None and (is_draining or node.spec.unschedulable) else "",
-        "drained": drained_share(drain) if is_draining and drain is not None else None,
+        "drained": round(100 * drained_share(drain)) if is_draining and drain is not None else None,
         "fencing": fencing_text(node, fencing),
         "fencingShade": _fencing_shade(fencing),
         "failover": "" if failover is None or failover.status == "True" else failover.message,
@@ -340,13 +344,17 @@ def marks(
         now: The end of the day.
     """
     found = [mark for mark in map(_migration, operations) if mark is not None]
-    found += [mark for mark in map(_fencing, fencings) if mark is not None]
+    fenced = {(fencing.name, mark.at): mark for fencing in fencings if (mark := _fencing(fencing)) is not None}
+    found += fenced.values()
     found += [mark for mark in map(_drain, drains) if mark is not None]
-    found += [
-        Mark(event.last_timestamp, None, "Fencings", f"{event.involved_object.name}: {event.reason}", bad=True)
-        for event in events
-        if event.involved_object.kind == "Node" and event.reason in _FENCED
-    ]
+    # After a reload of the copy some were heard twice.
+    for event in {event.key: event for event in events}.values():
+        about, at = event.involved_object, event.last_timestamp
+        if about.kind not in _OF_NODES or event.reason not in _FENCED:
+            continue
+        if event.reason == "NodeFenced" and (about.name, at) in fenced:
+            continue  # the evidence itself says by what
+        found.append(Mark(at, None, "Fencings", f"{about.name}: {event.reason}", bad=event.type == "Warning"))
     recent = (mark for mark in found if (mark.until or mark.at) >= now - DAY)
     return sorted(recent, key=lambda mark: mark.at, reverse=True)[:_MOST_MARKS]
 

@@ -131,10 +131,6 @@ def _once(herd: LabHerd, guest: Guest, level: FenceLevel, bmcs: dict[str, Simula
     return found
 
 
-def _ends(line: dict[str, Any], fields: dict[str, str]) -> bool:
-    return all(str(line[key]).endswith(value) for key, value in fields.items())
-
-
 def _told(herd: LabHerd, since: float) -> list[tuple[float, dict[str, Any]]]:
     """What the control plane's processes have logged since then, oldest first."""
     found = []

@@ -5,17 +5,23 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
-from tests.browser.browsing import screenshot
+from orchestrator.cli.simulated_herd import HerdDirectory
+from tests.browser.browsing import chromium, screenshot
+from tests.integration.test_simulated_herd import Herd
 from tests.processes import REPOSITORY, Processes
 from tests.redis_server import free_port
 from tests.waiting import wait_until
 
+VMS = ("Projects", "default", "Virtualization", "Virtual Machines")
+NODES = ("System", "Nodes", "Nodes of all groups")
 WIDE, NARROW = (1440, 900), (390, 844)
 SHOWN_MS = 60_000
 """A loaded machine takes its time."""
@@ -28,13 +34,78 @@ _OVERFLOWING = """() => {
   for (const one of document.body.querySelectorAll('*')) {
     const box = one.getBoundingClientRect(), style = getComputedStyle(one);
     if (!box.width || !box.height || style.visibility === 'hidden' || box.right <= 0) continue;
-    if (one.closest('.scroll') && !one.matches('.scroll')) continue;
+    const scrolls = one.closest('.scroll, .sideways');
+    if (scrolls && scrolls !== one) continue;
     if (box.right > width + 1 || box.left < -1) found.push(one.tagName + '.' + one.className + ' ' + box.right);
   }
   return found;
 }"""
 
-
+_TEXTS = """root => {
+  const found = [], walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode, parent = node.parentElement;
+    if (!node.data.trim() || parent.closest('[aria-hidden=true], script, style, .skip, .q-notifications')) continue;
+    if (!parent.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    const boxes = [...range.getClientRects()].filter(box => box.width > 1 && box.height > 1);
+    if (boxes.length) found.push({parent, text: node.data.trim().slice(0, 60), boxes});
+  }
+  return found;
+}"""
+_ROOT = "document.querySelector('[role=dialog], .q-menu') || document.body"
+_CUT_OFF = f"""() => {{
+  const root = {_ROOT}, found = [];
+  for (const {{parent, text, boxes}} of ({_TEXTS})(root)) {{
+    if (parent.closest('[title]')) continue; // what is cut there is told in whole
+    if (parent.closest('button') && boxes.length > 1) found.push(`${{text}} in ${{boxes.length}} lines`);
+    let sideways = true, down = true;
+    for (let one = parent; one && one !== document.body && (sideways || down); one = one.parentElement) {{
+      const style = getComputedStyle(one), frame = one.getBoundingClientRect();
+      if (style.display === 'contents' || style.display === 'inline') continue;
+      if (['auto', 'scroll'].includes(style.overflowX)) {{
+        const isRtl = style.direction === 'rtl', begin = isRtl ? frame.right : frame.left + one.scrollWidth;
+        const end = begin - one.scrollLeft;
+        const reached = box => box.right <= end + 1 && box.left >= end - one.scrollWidth - 1;
+        if (sideways && !boxes.every(reached)) found.push(`${{text}} beyond where one can scroll`);
+        sideways = false;
+      }}
+      if (['auto', 'scroll'].includes(style.overflowY)) down = false;
+      const hides = way => ['hidden', 'clip'].includes(way);
+      for (const box of boxes) {{
+        const wide = box.right > frame.right + 1 || box.left < frame.left - 1;
+        const high = box.bottom > frame.bottom + 2 || box.top < frame.top - 2;
+        if ((sideways && hides(style.overflowX) && wide) || (down && hides(style.overflowY) && high)) {{
+          found.push(`${{text}} in ${{one.tagName}}.${{one.className}}`);
+        }}
+      }}
+    }}
+  }}
+  return [...new Set(found)];
+}}"""
+_OVERLAPPING = f"""() => {{
+  const found = [], texts = ({_TEXTS})({_ROOT});
+  const seen = (parent, box) => {{ // as much of it as no scrolling hides
+    let {{left, right, top, bottom}} = box;
+    for (let one = parent; one && one !== document.body; one = one.parentElement) {{
+      if (getComputedStyle(one).overflowY === 'visible') continue;
+      const frame = one.getBoundingClientRect();
+      left = Math.max(left, frame.left), right = Math.min(right, frame.right);
+      top = Math.max(top, frame.top), bottom = Math.min(bottom, frame.bottom);
+    }}
+    return {{left, right, top, bottom}};
+  }};
+  for (const one of texts) one.boxes = one.boxes.map(box => seen(one.parent, box));
+  for (let i = 0; i < texts.length; i++) for (let k = i + 1; k < texts.length; k++) {{
+    for (const a of texts[i].boxes) for (const b of texts[k].boxes) {{
+      const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+      const down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+      if (across > 2 && down > 4) found.push(`${{texts[i].text}} / ${{texts[k].text}}`);
+    }}
+  }}
+  return [...new Set(found)];
+}}"""
 _RECORD = """key => {
   window.recorded = [];
   const note = () => {
@@ -128,9 +199,19 @@ class Visitor:
     def go(self, *labels: str) -> Page:
         """Click one's way by the labels of links."""
         for label in labels:
-            self.page.get_by_role("link", name=label, exact=True).click()
+            self._follow(self.page.get_by_role("link", name=label, exact=True))
             expect(self.page.get_by_role("heading", level=1)).to_be_visible()
         return self.page
+
+    def _follow(self, link: Locator) -> None:
+        """Click a link until another page is there: a click while its row is being drawn leads nowhere."""
+        for _ in range(_CLICKS):
+            self.page.evaluate("window.stays = true")
+            link.click()
+            with suppress(PlaywrightTimeout):
+                self.page.wait_for_function("!window.stays", timeout=_OPENS_MS)
+                return
+        raise AssertionError(f"{link} led nowhere at {_CLICKS} clicks")
 
     def row(self, key: str) -> Locator:
         """Give a row of the list that is shown."""
@@ -164,10 +245,15 @@ class Visitor:
         return self.page.get_by_role("dialog")
 
     def look(self, name: str, *, whole: bool = True) -> None:
-        """Keep a screenshot (of the whole page, or what the screen shows), and see that nothing is wider."""
+        """Keep a screenshot (of the whole page, or what the screen shows), and see that all of it can be read.
+
+        Nothing is wider than the screen, no text is cut off, and no text stands on another.
+        """
         width = self.page.viewport_size["width"] if self.page.viewport_size else 0
-        self.page.screenshot(path=screenshot(f"console-{name}-{width}"), full_page=whole)
-        assert self.page.evaluate(_OVERFLOWING) == []
+        self.page.screenshot(path=screenshot(f"console-{name}-{width}"), full_page=whole, animations="disabled")
+        for problem in (_OVERFLOWING, _CUT_OFF, _OVERLAPPING):
+            found = self.page.evaluate(problem)
+            assert found == [], f"{name} at {width} pixels: {found}"
 
 
 @contextmanager
@@ -184,3 +270,35 @@ def visiting(browser: Browser, console: Console, token: str, size: tuple[int, in
         raise
     finally:
         visitor.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the tests of a file share."""
+
+    herd: Herd
+    console: Console
+    browser: Browser
+    tokens: dict[str, str]
+
+
+@contextmanager
+def serving(factory: pytest.TempPathFactory, *herd_of: str) -> Iterator[Served]:
+    """Bring up a simulated herd, a server with a token for each role, and a browser.
+
+    Args:
+        factory: For their folders.
+        herd_of: Arguments of `vmherd up`.
+    """
+    herd = Herd(factory.mktemp("herd"))
+    try:
+        herd.ok("up", *herd_of, "--detach")
+        url = HerdDirectory(herd.path).redis_url
+        folder = factory.mktemp("console")
+        audit = {"VMHERD_AUDIT_LOG": str(folder / "audit.jsonl"), "VMHERD_FLOWER_URL": "http://127.0.0.1:5555/"}
+        with Processes(url, folder) as processes, chromium() as browser:
+            console = Console(processes, url, **audit).wait_ready()
+            tokens = {role: console.token(role, role) for role in ("viewer", "operator", "admin")}
+            yield Served(herd, console, browser, tokens)
+    finally:
+        herd.down()

@@ -2,48 +2,21 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import expect
 
-from orchestrator.cli.simulated_herd import HerdDirectory
-from tests.browser.browsing import chromium
-from tests.browser.console import NARROW, SHOWN_MS, WIDE, Console, Visitor, visiting
-from tests.integration.test_simulated_herd import Herd
-from tests.processes import Processes
+from tests.browser.console import NODES, SHOWN_MS, VMS, Served, Visitor, serving, visiting
 
-VMS = ("Projects", "default", "Virtualization", "Virtual Machines")
-NODES = ("System", "Nodes", "Nodes of all groups")
 pytestmark = pytest.mark.timeout(400)
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """What the tests share."""
-
-    herd: Herd
-    console: Console
-    browser: Browser
-    tokens: dict[str, str]
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Three nodes and six VMs, whose migrations take some seconds, a server, and a browser."""
-    herd = Herd(tmp_path_factory.mktemp("herd"))
-    try:
-        herd.ok("up", "--simulated", "3", "--vms", "6", "--memory", "4Gi", "--detach")
-        url = HerdDirectory(herd.path).redis_url
-        folder = tmp_path_factory.mktemp("console")
-        audit = {"VMHERD_AUDIT_LOG": str(folder / "audit.jsonl"), "VMHERD_FLOWER_URL": "http://127.0.0.1:5555/"}
-        with Processes(url, folder) as processes, chromium() as browser:
-            console = Console(processes, url, **audit).wait_ready()
-            tokens = {role: console.token(role, role) for role in ("viewer", "operator", "admin")}
-            yield Served(herd, console, browser, tokens)
-    finally:
-        herd.down()
+    with serving(tmp_path_factory, "--simulated", "3", "--vms", "6", "--memory", "4Gi") as served:
+        yield served
 
 
 @pytest.fixture
@@ -225,39 +198,3 @@ def test_a_session_ends_with_its_token(served: Served) -> None:
         expect(leaver.page.get_by_role("button", name=re.compile("Actions for")).first).to_be_visible()
         served.console.vmherd("token", "revoke", "leaver")
         expect(leaver.page.get_by_label("API token")).to_be_visible()
-
-
-@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
-def test_each_page_fits_its_screen_in_light_and_dark(served: Served, size: tuple[int, int]) -> None:
-    with visiting(served.browser, served.console, served.tokens["operator"], size) as visitor:
-        page = visitor.page
-        expect(page.get_by_role("img", name=re.compile("3 nodes"))).to_be_visible()
-        expect(page.get_by_role("link", name="Flower")).to_have_attribute("href", "http://127.0.0.1:5555/")
-        visitor.look("overview")
-        page.emulate_media(color_scheme="dark")
-        expect(page.locator("body.body--dark")).to_be_visible()
-        visitor.look("overview-dark")
-        page.get_by_role("button", name="Theme: auto").click()
-        page.get_by_role("button", name="Theme: dark").click()
-        expect(page.locator("body.body--light")).to_be_visible()
-        visitor.go(*VMS)
-        expect(page.locator("body.body--light")).to_be_visible()
-        expect(page.locator("tr[data-row]")).to_have_count(6)
-        expect(page.locator("time[title]").first).not_to_be_empty()
-        visitor.look("vms")
-        visitor.open_menu("default/vm-1")
-        page.get_by_role("menuitem", name="Restart").click()
-        expect(visitor.window()).to_be_visible()
-        visitor.look("window", whole=False)
-        page.keyboard.press("Escape")
-        expect(visitor.window()).to_be_hidden()
-        page.get_by_role("link", name="vm-1", exact=True).click()
-        expect(page.get_by_role("heading", name="Conditions")).to_be_visible()
-        at = page.locator("table time").first
-        expect(at).not_to_be_empty()
-        visitor.look("vm-at-rest")
-        visitor.go(*NODES)
-        expect(page.locator("tr[data-row]")).to_have_count(3)
-        for title in ("CPU reserved", "Memory reserved"):
-            expect(visitor.cell("node-1", title)).to_contain_text("in use", timeout=2 * SHOWN_MS)
-        visitor.look("nodes-at-rest")

@@ -14,11 +14,13 @@ from orchestrator.api.audit import Audit
 from orchestrator.api.catalog import RESOURCES
 from orchestrator.api.mirror import Mirror
 from orchestrator.console.actions import Actions
+from orchestrator.console.herd_view import marks
 from orchestrator.console.live import Changes, Live
 from orchestrator.console.sessions import LASTS_S, Sessions
 from orchestrator.errors import Forbidden, Refused, Unauthorized
 from orchestrator.resources import (
     AccessToken,
+    Event,
     Maintenance,
     Namespace,
     Node,
@@ -38,7 +40,8 @@ from orchestrator.store import Store
 from orchestrator.store.connection import connect
 from tests.builders import a_node, a_vm, an_operation
 from tests.declared_keys import check_keys
-from tests.fakes import Outbox
+from tests.fakes import Outbox, Stage
+from tests.fencing import FencingStage, a_bmc
 from tests.processes import Processes
 from tests.redis_server import free_port
 from tests.waiting import wait_until
@@ -232,3 +235,25 @@ def answers(http: httpx.Client) -> bool:
         return http.get("/readyz").status_code == 200
     except httpx.TransportError:
         return False
+
+
+def test_the_timeline_shows_a_fencing_from_suspicion_to_recovery_each_thing_once(redis_url: str) -> None:
+    stage = Stage(redis_url)
+    try:
+        stage.add_nodes("n1", "n2", "n3", "n4")
+        stage.add_vm("a", "n1")
+        herd = FencingStage(stage)
+        herd.configure("n1", bmc=a_bmc("n1"))
+        herd.lose("n1")
+        herd.until_tried("n1")
+        stage.play(lambda: stage.is_at_rest("a") and not herd.has_node("n1"))
+        found = marks([], stage.store.all(NodeFencing), [], stage.store.all(Event), stage.ctx.now())
+    finally:
+        stage.close()
+    told = [(mark.text, mark.bad) for mark in reversed(found)]
+    assert told == [
+        ("n1: NodeSuspect", True),
+        ("n1: NodeFencing", True),
+        ("n1: fenced by BMC", True),
+        ("n1: NodeRecovered", False),
+    ]

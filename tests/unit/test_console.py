@@ -1,9 +1,12 @@
 """What the console shows, and whom its guard lets through: without a browser and without Redis."""
 
+import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from starlette.datastructures import Headers
@@ -12,6 +15,7 @@ from orchestrator.console.charts import Mark, Sample, dirty_rates, migration_cha
 from orchestrator.console.guard import is_own_origin
 from orchestrator.console.herd_view import HerdNow, drained_share, marks, node_map, node_row, preview
 from orchestrator.console.live import SAMPLED, Samples
+from orchestrator.console.pages import windows
 from orchestrator.console.rows import (
     PAGE,
     Wanted,
@@ -183,6 +187,33 @@ def test_the_day_shows_migrations_fencings_and_moves_in_their_lanes_and_no_names
     assert "<script>" not in drawn
 
 
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_what_was_confirmed_can_not_be_confirmed_again_while_it_is_under_way(
+    monkeypatch: pytest.MonkeyPatch, *, succeeds: bool
+) -> None:
+    button, window, redraw = Mock(), Mock(), Mock()
+    states: list[str] = []
+    button.enable.side_effect = lambda: states.append("enabled")
+    button.disable.side_effect = lambda: states.append("disabled")
+    window.close.side_effect = lambda: states.append("closed")
+
+    async def work() -> None:
+        states.append("works")
+
+    async def attempted(found: Coroutine[Any, Any, object], _done: str) -> bool:
+        await found
+        return succeeds
+
+    monkeypatch.setattr(windows, "attempt", attempted)
+    windows.do_on(button, window, work, "it is done", redraw)
+    asyncio.run(button.on_click.call_args.args[0]())
+    assert states == ["disabled", "works", "closed" if succeeds else "enabled"]
+    assert redraw.called is succeeds
+
+
 # --- nodes ------------------------------------------------------------------------------------------------------------
 
 
@@ -224,7 +255,7 @@ def test_a_node_can_be_drained_or_uncordoned_as_it_stands() -> None:
 
 def test_a_drain_says_how_much_has_left_by_memory() -> None:
     row = node_row(a_node("n1", cordoned=True), load(), draining(DrainPhase.DRAINING), None, may=True)
-    assert (row["drain"], row["drained"]) == ("Draining: 1 of 2 left", 0.75)
+    assert (row["drain"], row["drained"]) == ("Draining: 1 of 2 left", 75)
     assert drained_share(NodeDrain(metadata=ObjectMeta(name="n1"))) == 0
     over = node_row(a_node("n1"), load(), draining(DrainPhase.DRAINED), None, may=True)
     assert over["drain"] == "", "what is over is not told of a node that takes VMs"

@@ -16,7 +16,6 @@ from orchestrator.console.herd_view import Preview, list_nodes, lost_nodes, prev
 from orchestrator.console.pages.frame import (
     Column,
     Console,
-    attempt,
     facts_list,
     fill,
     frame,
@@ -28,7 +27,7 @@ from orchestrator.console.pages.frame import (
     table,
 )
 from orchestrator.console.pages.vms import ANY, Pager
-from orchestrator.console.pages.windows import buttons, open_window, tell
+from orchestrator.console.pages.windows import buttons, do_on, open_window, tell
 from orchestrator.errors import StoreUnavailable, VmherdError
 from orchestrator.resources import Node, NodeDrain, NodeFencing, VirtualMachine
 from orchestrator.services.use import Use, read_uses
@@ -65,6 +64,9 @@ _COLUMNS: Final = (
         "Status",
         "status",
         '<div><span class="phase" :class="props.row.shade">{{ props.row.status }}</span>'
+        '<div v-if="props.row.drained !== null" class="bar" role="progressbar" '
+        ':aria-label="props.row.name + \', drained\'" :aria-valuenow="props.row.drained">'
+        "<i :style=\"{width: props.row.drained + '%'}\"></i></div>"
         '<div v-if="props.row.drain" class="faint">{{ props.row.drain }}</div></div>',
     ),
     Column("VMs", "vms"),
@@ -229,15 +231,15 @@ class _Windows:
                     fill(table(_PLAN, "Plan", ""), plan.rows)
             for note in plan.notes:
                 ui.label(note)
-            confirm = self._ask_partial(window, plan)
-
-            async def do() -> None:
-                work = self._console.actions.drain(self._session, node, partial=bool(plan.problem), source=self._source)
-                if await attempt(work, f"{node} is cordoned, and is being emptied"):
-                    window.close()
-                    self._then()
-
-            confirm.on_click(do)
+            do_on(
+                self._ask_partial(window, plan),
+                window,
+                lambda: self._console.actions.drain(
+                    self._session, node, partial=bool(plan.problem), source=self._source
+                ),
+                f"{node} is cordoned, and is being emptied",
+                self._then,
+            )
         window.open()
 
     def _ask_partial(self, window: ui.dialog, plan: Preview) -> ui.button:
@@ -258,13 +260,11 @@ class _Windows:
         with open_window(title) as window, ui.card().classes("window"):
             heading(title)
             ui.label("It takes VMs again. What of its drain has not begun is dropped.")
-            confirm = buttons(window)
-
-            async def do() -> None:
-                work = self._console.actions.uncordon(self._session, node, self._source)
-                if await attempt(work, f"{node} takes VMs again"):
-                    window.close()
-                    self._then()
-
-            confirm.on_click(do)
+            do_on(
+                buttons(window),
+                window,
+                lambda: self._console.actions.uncordon(self._session, node, self._source),
+                f"{node} takes VMs again",
+                self._then,
+            )
         window.open()

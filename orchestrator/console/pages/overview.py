@@ -73,7 +73,7 @@ def add_pages(console: Console) -> None:
                     risks = ui.html(sanitize=False)
             with ui.element("div").classes("box"):
                 heading("The last day")
-                with ui.element("div").classes("scroll").props('tabindex="0" role="region" aria-label="Timeline"'):
+                with ui.element("div").classes("sideways").props('tabindex="0" role="region" aria-label="Timeline"'):
                     day = ui.html(sanitize=False)
                 latest = table(_MARKS, "The latest of it", "Nothing was moved, fenced or emptied")
 

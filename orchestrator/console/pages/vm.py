@@ -13,7 +13,6 @@ from orchestrator.console.pages.frame import (
     OPERATION_COLUMNS,
     Column,
     Console,
-    attempt,
     facts_list,
     fill,
     frame,
@@ -25,7 +24,7 @@ from orchestrator.console.pages.frame import (
     table,
 )
 from orchestrator.console.pages.projects import below_project
-from orchestrator.console.pages.windows import ask_operation, buttons, open_window
+from orchestrator.console.pages.windows import ask_operation, buttons, do_on, open_window
 from orchestrator.console.rows import (
     conditions,
     event_row,
@@ -150,15 +149,13 @@ class _Page:
         with open_window(title) as window, ui.card().classes("window"):
             heading(title)
             ui.label("A migration is ended, and the VM goes on where it was.")
-            confirm = buttons(window)
-
-            async def do() -> None:
-                work = self._console.actions.abort(session, self._namespace, name, source)
-                if await attempt(work, f"{name} is being aborted"):
-                    window.close()
-                    self._redraw()
-
-            confirm.on_click(do)
+            do_on(
+                buttons(window),
+                window,
+                lambda: self._console.actions.abort(session, self._namespace, name, source),
+                f"{name} is being aborted",
+                self._redraw,
+            )
         window.open()
 
 

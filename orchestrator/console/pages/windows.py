@@ -3,7 +3,8 @@
 Enter confirms, since that button has the focus; Escape cancels, and so does a click beside the window.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from nicegui import ui
 from starlette.requests import Request
@@ -37,6 +38,34 @@ def buttons(window: ui.dialog, confirm: str = "Confirm") -> ui.button:
         return ui.button(confirm).props("no-caps autofocus")
 
 
+def do_on(
+    confirm: ui.button,
+    window: ui.dialog,
+    work: Callable[[], Coroutine[Any, Any, object]],
+    done: str,
+    then: Callable[[], None],
+) -> None:
+    """Have something done when it is confirmed, once: the button does nothing while it is under way.
+
+    Args:
+        confirm: The button.
+        window: Closed when it is done; when it failed, it is there to try again.
+        work: What is done.
+        done: What is said then.
+        then: What is called then.
+    """
+
+    async def do() -> None:
+        confirm.disable()
+        if await attempt(work(), done):
+            window.close()
+            then()
+        else:
+            confirm.enable()
+
+    confirm.on_click(do)
+
+
 def ask_operation(
     console: Console, request: Request, namespace: str, vm: str, kind: OperationType, then: Callable[[], None]
 ) -> None:
@@ -50,19 +79,12 @@ def ask_operation(
         if kind is OperationType.MIGRATE and is_allowed(session.identity, "list", "nodes", None):
             target = ui.select([ANYWHERE, *_targets(console, namespace, vm)], value=ANYWHERE, label="Target node")
             target.props("outlined dense options-dense").classes("wide")
-        confirm = buttons(window)
 
-        async def do() -> None:
-            confirm.disable()
+        def work() -> Coroutine[Any, Any, object]:
             chosen = target.value if target is not None and target.value != ANYWHERE else ""
-            work = console.actions.operate(session, namespace, vm, kind, chosen, source)
-            if await attempt(work, f"{kind.value} of {vm} is asked for"):
-                window.close()
-                then()
-            else:
-                confirm.enable()
+            return console.actions.operate(session, namespace, vm, kind, chosen, source)
 
-        confirm.on_click(do)
+        do_on(buttons(window), window, work, f"{kind.value} of {vm} is asked for", then)
     window.open()
 
 
