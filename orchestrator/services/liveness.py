@@ -153,6 +153,8 @@ class Liveness:
         elif self._majority_since is None:
             self._majority_since = seen.glance.read_at
         for name, node in sorted(nodes.items()):
+            if self._is_too_old(seen):
+                return
             if name not in firsts:
                 self._show(node, watched[name], is_lost=name in lost, seen=seen)
         labels = {name: node.metadata.labels for name, node in nodes.items()}
@@ -172,10 +174,16 @@ class Liveness:
         for name in watched.keys() - lost:
             self._is_due_at(self._leases[name].since + watched[name].ttl(ttl))
         for name in sorted(lost):
-            if self.ctx.clock.monotonic() - seen.glance.read_at > LONGEST_GAP_S:
-                log.warning("what was read is too old to be acted upon", left=name)
+            if self._is_too_old(seen):
                 return
             self._act(nodes[name], watched[name], herd, seen)
+
+    def _is_too_old(self, seen: _Seen) -> bool:
+        """Whether this look took so long that what it read is acted upon no more: other workers have read later."""
+        age_s = self.ctx.clock.monotonic() - seen.glance.read_at
+        if age_s > LONGEST_GAP_S:
+            log.warning("a look takes too long: the rest of it is left to the next one", age_s=round(age_s, 1))
+        return age_s > LONGEST_GAP_S
 
     def _is_due_at(self, moment: float) -> None:
         self._due_at = min(self._due_at, moment + _AFTER_S)

@@ -157,6 +157,31 @@ def test_one_that_hung_in_its_look_ends_nobody_s_fencing(stage: Stage) -> None:
     assert said(stage, "n1")["NodeFencingEnded"] == 1
 
 
+def test_nor_does_it_begin_one_of_a_node_that_is_back(stage: Stage, armed: FencingStage, both: Both) -> None:
+    """It read a lease that had run out, and hung while that was renewed."""
+    armed.scan(20)
+    armed.beating.discard("n1")
+    armed.scan(10)
+    hung, other = both.workers
+    look = hung._look
+
+    def late(names: list[str]) -> Any:
+        seen = look(names)
+        armed.beating.add("n1")
+        for _ in range(int(LONGEST_GAP_S) + 2):
+            armed.pass_time(1)
+            stage.herd.follower.sync()
+            other.scan()
+        return seen
+
+    hung._look = late  # type: ignore[method-assign]
+    armed.pass_time(1)
+    hung.scan()
+    assert stage.store.get(Node, "n1").is_ready
+    found = said(stage, "n1")
+    assert (found["NodeNotReady"], found["NodeSuspect"], found["NodeFencing"]) == (0, 0, 0)
+
+
 def is_looking(processes: Processes, name: str) -> int:
     """How often a process began to look, as its log says it."""
     lines = (line for line in processes.log_file(name).read_text().splitlines() if line.startswith("{"))
