@@ -152,7 +152,7 @@ def timeline(marks: Sequence[Mark], now: datetime) -> str:
         parts.append(f'<text x="{_DAY_LEFT - 8}" y="{middle + 4:.0f}" text-anchor="end">{lane}</text>')
         # On a phone the right end is seen at first.
         parts.append(
-            f'<text class="at-end" x="{_DAY_WIDTH - 10}" y="{middle - 11:.0f}" text-anchor="end">{lane}</text>'
+            f'<text class="at-end" x="{_DAY_WIDTH - 10}" y="{middle - 13:.0f}" text-anchor="end">{lane}</text>'
         )
         parts.append(f'<line class="axis" x1="{_DAY_LEFT}" y1="{middle}" x2="{_DAY_WIDTH - 10}" y2="{middle}"/>')
         for mark in (mark for mark in marks if mark.lane == lane):
@@ -170,6 +170,6 @@ def timeline(marks: Sequence[Mark], now: datetime) -> str:
         parts.append(f'<text x="{at:.0f}" y="{height + 16}" text-anchor="{anchor}">{text}</text>')
     said = ", ".join(f"{sum(mark.lane == lane for mark in marks)} {lane.lower()}" for lane in LANES)
     return (
-        f'<svg class="chart timeline" viewBox="0 -8 {_DAY_WIDTH} {height + 30}" role="img" '
+        f'<svg class="chart timeline" viewBox="0 -10 {_DAY_WIDTH} {height + 32}" role="img" '
         f'aria-label="The last 24 hours: {said}">{"".join(parts)}</svg>'
     )
