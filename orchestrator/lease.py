@@ -21,8 +21,8 @@ DRIFT: Final = 0.01
 0.05 %; a watchdog's own divider by more."""
 _SLACK_S: Final = 0.05
 """By which the waits of rule 8 exceed their bounds: both are strict."""
-_NETWORK_S: Final = 0.1
-"""What a question to a peer takes besides the peer's own attempt at Redis."""
+_NETWORK_S: Final = 0.2
+"""What a question to a peer takes besides the peer's own attempt at Redis: the network, and waiting for CPUs twice."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ class Says(StrEnum):
     """What a member answers a peer that asks whether Redis is away."""
 
     NONE = "none"
-    """An attempt of its own at Redis failed after the question came, and it does not refuse."""
+    """An attempt of its own at Redis failed after the question came, whenever it began, and it does not refuse."""
     REDIS = "redis"
     """A renewal of its own succeeded after the question came."""
     REFUSED = "refused"
@@ -325,7 +325,7 @@ class Heart:
         # By what is on record, and by what the driver counts, whichever is longer.
         w = max(lease.timing.watchdog_timeout, self._device_timeout or 0)
         self._ok_until = max(self._ok_until, lease.created + lease.timing.lease_ttl - w)
-        self._answer_since(lease.created, Says.REDIS)
+        self._answer(Says.REDIS, asked_by=lease.created)
         if self.is_open and lease.armed != self._wants_armed():
             self._wants_attempt = True  # to be on record at once
         self._note_permission(now)
@@ -342,7 +342,7 @@ class Heart:
             self._disarm = reply.disarm
 
     def _take_refusal(self, refused: str) -> None:
-        self._answer_since(_NEVER, Says.REFUSED)
+        self._answer(Says.REFUSED)
         if refused == "taken over" and not self.is_taken_over:
             self.is_taken_over = True  # rule 4
             why = "its VMs may run elsewhere; it renews no more until the next boot"
@@ -358,7 +358,7 @@ class Heart:
         if not self._is_without_redis:
             self._is_without_redis = True
             self._tell("lease is not renewed", why=why, is_warning=True)
-        self._answer_since(lease.created, Says.NONE)
+        self._answer(Says.NONE)
 
     # --- peers ------------------------------------------------------------------------------------------------------
 
@@ -410,16 +410,23 @@ class Heart:
                 self._tell("failsafe", why=f"{votes} of {of} members have no Redis", is_warning=True)
 
     def asked(self, question: Question, now: float) -> None:
-        """Take a peer's question. It is answered by the next attempt at Redis that begins from now on."""
+        """Take a peer's question. It is answered by the next attempt at Redis that fails, or that begins and succeeds.
+
+        Where nothing answers, an attempt takes its whole timeout. Would an answer wait for one that begins after the
+        question, it came after up to two of them: later than the poll that asks, which would find nobody.
+        """
         if self._refuses(question.asker):
             self._effects.append(Answer(question, Says.REFUSED))
         else:
             self._questions[question] = now
 
-    def _answer_since(self, attempted_at: float, says: Says) -> None:
-        """Answer what was asked before an attempt began, now that its outcome is known (rule 2)."""
+    def _answer(self, says: Says, *, asked_by: float = math.inf) -> None:
+        """Answer what was asked by then, now that the outcome of an attempt is known (rule 2).
+
+        An OK is one after the question only if its renewal was created after it; a failure is, whenever that began.
+        """
         for question, asked_at in list(self._questions.items()):
-            if says is Says.REFUSED or asked_at <= attempted_at:
+            if asked_at <= asked_by:
                 del self._questions[question]
                 # Rule 5: looked at when it is answered; the attempt's own reply may have told of a suspicion.
                 is_refused = says is Says.NONE and self._refuses(question.asker)

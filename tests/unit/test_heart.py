@@ -473,16 +473,26 @@ class TestRule5:
         rig.fail()
         assert self.answers(rig) == [Says.NONE]
 
-    def test_an_attempt_that_was_under_way_says_nothing(self) -> None:
+    def test_so_says_one_that_was_under_way_and_failed(self) -> None:
+        """Without packets from Redis attempts follow each other, and a poll does not wait for two of them."""
         rig = a_rig(node="p")
         rig.ok()
         lease = rig.renewal()
         rig.now += 0.2
         self.asked(rig)
         rig.heart.not_renewed(lease, "test")
-        assert self.answers(rig) == []
-        rig.fail()
         assert self.answers(rig) == [Says.NONE]
+
+    def test_one_that_was_under_way_and_succeeded_says_nothing(self) -> None:
+        rig = a_rig(node="p")
+        rig.ok()
+        lease = rig.renewal()
+        rig.now += 0.2
+        self.asked(rig)
+        rig.heart.renewed(lease, Reply(), rig.now)
+        assert self.answers(rig) == []
+        rig.ok()
+        assert self.answers(rig) == [Says.REDIS]
 
     def test_redis_once_one_after_the_question_succeeded(self) -> None:
         rig = a_rig(node="p")
