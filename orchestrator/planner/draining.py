@@ -408,7 +408,7 @@ def _progress(new: NodeDrain, waits: str) -> str:
     parts = []
     if left:
         gib = sum(vm.memory_mib for vm in left.values()) / 1024
-        parts.append(f"{len(left)} of {len(new.vms)} VMs left, {gib:.1f} GiB")
+        parts.append(f"{len(left)} of {len(new.vms)} VMs to go, {gib:.1f} GiB")
         waiting = {key: vm for key, vm in left.items() if vm.state is not VmState.MOVING}
         if waiting:
             parts.append(describe_left(new.with_status(vms=waiting)))

@@ -63,11 +63,11 @@ class TestDrain:
         stage.add_vm("large", "n1", memory="4Gi")
         stage.add_vm("small", "n1", memory="2Gi")
         with Running(vmherd, "drain", "n1", "--ignore-daemonsets") as drain:
-            drain.wait(lambda lines: "n1: Draining: 2 of 2 VMs left, 6.0 GiB" in lines)
+            drain.wait(lambda lines: "n1: Draining: 2 of 2 VMs to go, 6.0 GiB" in lines)
             assert drain.lines[0] == "node/n1 cordoned"
             wait_until(lambda: one_round(stage) == 1, 30, "one is gone")
-            drain.wait(lambda lines: any("1 of 2 VMs left, 2.0 GiB" in line for line in lines))
-            line = next(line for line in drain.lines if "1 of 2 VMs left" in line)
+            drain.wait(lambda lines: any("1 of 2 VMs to go, 2.0 GiB" in line for line in lines))
+            line = next(line for line in drain.lines if "1 of 2 VMs to go" in line)
             assert re.search(r"; about \d+\w+ left$", line), line
             wait_until(lambda: one_round(stage) >= 0 and not stage.world.hosts["n1"], 30, "both are gone")
             stage.nodes["n1"].list_all()
@@ -93,7 +93,7 @@ class TestDrain:
         assert said.startswith("n1 can't be emptied: the rest of the herd has no place for 1 VMs: a (")
         assert not stage.store.get(Node, "n1").spec.unschedulable
         with Running(vmherd, "drain", "n1", "--partial") as drain:
-            drain.wait(lambda lines: any("1 of 1 VMs left" in line for line in lines))
+            drain.wait(lambda lines: any("1 of 1 VMs to go" in line for line in lines))
             assert drain.interrupt() == 130
         assert any("It stays cordoned: vmherd uncordon n1" in line for line in drain.errors), drain.errors
         assert drain_of(stage).status.phase is DrainPhase.CANCELLED
@@ -105,11 +105,11 @@ class TestDrain:
     def test_a_timeout_ends_it_with_what_is_left(self, stage: Stage, vmherd: Vmherd) -> None:
         stage.add_vm("a", "n1")
         with Running(vmherd, "drain", "n1", "--timeout", "1s") as drain:
-            drain.wait(lambda lines: any("1 of 1 VMs left" in line for line in lines))
+            drain.wait(lambda lines: any("1 of 1 VMs to go" in line for line in lines))
             wait_until(lambda: is_over(stage), 30, "its time is over")
             assert drain.ended() == 1
         assert len(drain.errors) == 1
-        assert drain.errors[0].startswith("vmherd: node/n1: drain-failed: not empty after 1 s: 1 of 1 VMs left")
+        assert drain.errors[0].startswith("vmherd: node/n1: drain-failed: not empty after 1 s: 1 of 1 VMs to go")
         assert drain_of(stage).status.phase is DrainPhase.FAILED
         assert stage.store.get(Node, "n1").spec.unschedulable
 

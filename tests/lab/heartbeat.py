@@ -1,4 +1,4 @@
-"""The product's heartbeat, on a lab host, with the priority that its unit gives it. Only its watchdog is another."""
+"""The product's heartbeat, on a lab host. Only its watchdog is another."""
 
 import os
 from pathlib import Path
@@ -9,8 +9,6 @@ from workers.heartbeat import LineJournal, lock_memory, make_heartbeat, run
 
 def main() -> None:
     """Run it, with the stand-in whose socket VMHERD_WATCHDOG names."""
-    # CPUSchedulingPolicy and -Priority of config/systemd/vmherd-heartbeat.service; threads are begun with it.
-    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(50))
     journal = LineJournal(os.environ["VMHERD_NODE"])
     heartbeat = make_heartbeat(os.environ, journal, StandInDevice(Path(os.environ["VMHERD_WATCHDOG"])))
     if why := lock_memory():

@@ -27,6 +27,7 @@ from orchestrator.store.connection import connect
 from tests.lab.guest import Guest
 from tests.lab.lab import Lab
 from tests.lab.namespaces import REPOSITORY
+from tests.lab.promptness import prompt_prefix
 from tests.lab.standin import put_in
 from tests.lab.supervised import Supervised
 from tests.waiting import wait_until
@@ -158,7 +159,8 @@ class LabHerd:
         """Start one process of a node, inside its host and with the node's own Redis user."""
         host, env = self.lab.host(host_name), self._node_environment(host_name)
         key = f"{host_name}/{name}"
-        argv = self._argv(key, NODE_PROCESSES[name], entry)
+        prefix = prompt_prefix() if name == "heartbeat" else []  # as its unit has it
+        argv = [*prefix, *self._argv(key, NODE_PROCESSES[name], entry)]
         self.processes[key] = self.lab.supervise(
             lambda: host.popen(argv, env=env, log=f"{host_name}-{name}", cwd=self._source), key
         )
@@ -168,7 +170,7 @@ class LabHerd:
         """Start a witness beside the control plane, with a Redis user of its own."""
         nodes.add_witness(self.cluster.context, name)
         env = self.environment(VMHERD_REDIS_URL=self._node_url(name, is_witness=True), VMHERD_NODE=name)
-        argv = ["chrt", "--rr", "50", *self._argv(name, ["run", "witness"], None)]  # as its unit has it
+        argv = [*prompt_prefix(), *self._argv(name, ["run", "witness"], None)]
         self.processes[name] = self.lab.supervise(
             lambda: self.lab.control.popen(argv, env=env, log=name, cwd=self._source), name
         )

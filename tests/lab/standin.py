@@ -6,7 +6,6 @@ as a real one (tests/contract/test_watchdog.py).
 """
 
 import contextlib
-import os
 import selectors
 import socket
 import threading
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.lab.host import LabHost
+from tests.lab.promptness import PRIORITY, be_prompt
 from workers.watchdog import Armed, WatchdogFailed
 
 _IDENTITY = "lab stand-in"
@@ -67,7 +67,7 @@ class StandIn:
 
     def _serve(self) -> None:
         # Hardware is never late: neither to take a feed that waits, for which its host would go down, nor to expire.
-        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(60))
+        be_prompt(PRIORITY + 10)
         with selectors.DefaultSelector() as selector, self._listener:
             selector.register(self._listener, selectors.EVENT_READ)
             selector.register(self._woken, selectors.EVENT_READ)

@@ -28,7 +28,7 @@ from tests.builders import NOW
 
 
 def a_drain(uid: str = "first", by: str = "", phase: DrainPhase = DrainPhase.DRAINING) -> NodeDrain:
-    status = DrainStatus(phase=phase, started_at=NOW, message="1 of 1 VMs left")
+    status = DrainStatus(phase=phase, started_at=NOW, message="1 of 1 VMs to go")
     spec = DrainSpec(requested_by=by or drains.who())
     return NodeDrain(metadata=ObjectMeta(name="n1", uid=uid), spec=spec, status=status)
 

@@ -211,7 +211,7 @@ class TestEnd:
     def test_at_its_deadline_it_has_failed(self) -> None:
         step = next_step(a_scene(a_drain(timeout_s=60), a_vm("a", phase=VmPhase.PAUSE), after_s=60))
         assert step.drain.status.phase is DrainPhase.FAILED
-        assert step.drain.status.message.startswith("drain-failed: not empty after 60 s: 1 of 1 VMs left")
+        assert step.drain.status.message.startswith("drain-failed: not empty after 60 s: 1 of 1 VMs to go")
 
     def test_it_is_told_once_that_it_takes_long(self) -> None:
         vm = a_vm("a", phase=VmPhase.PAUSE)
