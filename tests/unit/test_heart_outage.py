@@ -1,4 +1,4 @@
-"""Hearts without Redis: an outage resets nobody, whether Redis refuses connections or no packet comes back.
+"""Hearts without Redis: nobody is reset, whether it refuses connections, no packet comes back, or half of them late.
 
 `tests/model/outage.py` checks the times; this checks that `Heart` keeps to them. Nodes and network are healthy; steps
 of a process come a little late, as on a busy machine. Each case is a seed.
@@ -25,12 +25,12 @@ class Outage:
 
     Args:
         seed: Of all phases and delays.
-        refuses: Redis's host is there, and refuses connections at once; else nothing answers.
+        kind: Redis's host refuses connections at once; nothing answers; or answers take about the timeout.
         dead: So many hosts are lost together with Redis.
     """
 
-    def __init__(self, timing: Timing, seed: int, size: int, *, refuses: bool, dead: int = 0) -> None:
-        self.timing, self.random, self.refuses = timing, random.Random(seed), refuses
+    def __init__(self, timing: Timing, seed: int, size: int, *, kind: str, dead: int = 0) -> None:
+        self.timing, self.random, self.kind = timing, random.Random(seed), kind
         self.now, self.events, self.numbers = 100.0, list[tuple[float, int, Callable[[], None]]](), count()
         names = [f"h{number}" for number in range(size)]
         self.membership = Membership(1, {name: name for name in names}, size)
@@ -105,20 +105,22 @@ class Outage:
                 pass
 
     def renew(self, name: str, lease: Lease) -> None:
-        if self.now < self.gone_at:
+        timeout_s = self.timing.redis_timeout
+        takes_s = 0.001 if self.now < self.gone_at else self.random.uniform(0.5, 1.5) * timeout_s
+        if self.now < self.gone_at or (self.kind == "slow" and takes_s < timeout_s):
             reply = Reply(membership=self.membership)
-            self.told(name, lambda h: h.renewed(lease, reply, self.now), 0.001, 0.02)
+            self.told(name, lambda h: h.renewed(lease, reply, self.now), takes_s, takes_s + 0.02)
         else:
-            least = 0.001 if self.refuses else self.timing.redis_timeout
-            self.told(name, lambda h: h.not_renewed(lease, "test"), least, least + BUSY_S)
+            gives_up_s = 0.001 if self.kind == "refused" else timeout_s
+            self.told(name, lambda h: h.not_renewed(lease, "test"), gives_up_s, gives_up_s + BUSY_S)
 
 
 @pytest.mark.parametrize("profile", TIMINGS)
-@pytest.mark.parametrize("refuses", [True, False], ids=["refused", "no answer"])
+@pytest.mark.parametrize("kind", ["refused", "no answer", "slow"])
 @pytest.mark.parametrize(("size", "dead"), [(3, 0), (4, 0), (5, 2)])
-def test_nobody_is_reset(profile: str, size: int, dead: int, *, refuses: bool) -> None:
+def test_nobody_is_reset(profile: str, size: int, dead: int, kind: str) -> None:
     for seed in range(5):
         try:
-            Outage(TIMINGS[profile], seed, size, refuses=refuses, dead=dead).run()
+            Outage(TIMINGS[profile], seed, size, kind=kind, dead=dead).run()
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
