@@ -70,8 +70,9 @@ class ServedApi:
         assert not self._thread.is_alive()
 
     def client(self, name: str = "root", role: Role = Role.ADMIN, namespaces: list[str] | None = None) -> httpx.Client:
-        """A client with a new token."""
-        _, text = create_token(Context(self.store, self.outbox), name, role, namespaces)
+        """A client with a new token, which the server has in its copy already."""
+        token, text = create_token(Context(self.store, self.outbox), name, role, namespaces)
+        wait_until(lambda: self.mirror.version >= token.version, 20, "the server knows the token")
         return self.client_with(text)
 
     def client_with(self, text: str) -> httpx.Client:
