@@ -166,9 +166,7 @@ class ApiSession:
     def _send(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
         try:
             return self._http.send(request, stream=stream)
-        except Exception:
-            raise
-        except BaseException:
+        except (KeyboardInterrupt, SystemExit):
             # Ctrl-C comes between any two instructions: locks of its pool may be held for ever, connections be half
             # used. It is left as it is, since closing it takes those locks; what is asked now goes by another.
             self._http = self._connect()

@@ -21,6 +21,7 @@ from orchestrator.resources import (
     find_condition,
 )
 from orchestrator.resources.drain import VmState
+from orchestrator.resources.grant import NodeGrant
 from orchestrator.services import operations, vms
 from orchestrator.services.housekeeping import remove_old_operations
 from orchestrator.services.nodes import set_unschedulable
@@ -348,42 +349,44 @@ class TestSuperseding:
             ask(stage, STOP)
 
     def test_deleting_a_superseded_one_waits_for_its_grant(self, stage: Stage) -> None:
-        stage.add_vm("a", "n1")
-        evict = stage.evict("a")
-        (message,) = stage.grant()
-        grant = stage.nodes["n1"].begin(message)
-        assert grant is not None
-        stage.read()
-        ask(stage, STOP, force=True)
+        evict, grant = superseded_by_a_stop(stage)
         operations.delete_operation(stage.ctx, evict.key)
         assert stage.operation(evict).status.phase is OperationPhase.SUPERSEDED
-        stage.nodes["n1"].fall_back(grant)
-        stage.nodes["n1"].end(grant, "aborted")
-        stage.read()
-        stage.play(lambda: stage.vm("a").status.phase is VmPhase.STOPPED)
+        come_to_its_end(stage, grant)
         assert evict.key not in [o.key for o in stage.operations()]
         assert_nothing_is_held(stage)
 
     def test_housekeeping_leaves_a_superseded_one_until_its_grant_has_ended(self, stage: Stage) -> None:
         """What it holds is not free before its hosts have told how it ended, however long that takes."""
-        stage.add_vm("a", "n1")
-        evict = stage.evict("a")
-        (message,) = stage.grant()
-        grant = stage.nodes["n1"].begin(message)
-        assert grant is not None
-        stage.read()
-        ask(stage, STOP, force=True)
+        evict, grant = superseded_by_a_stop(stage)
         old = stage.operation(evict)
         assert (old.is_active, old.is_open) == (False, True)
         long_ago = old.metadata.with_(creation_timestamp=stage.store.now() - timedelta(hours=25))
         stage.store.must_commit(stage.store.batch().put(old, old.with_(metadata=long_ago)))
         assert remove_old_operations(stage.ctx) == 0
-        stage.nodes["n1"].fall_back(grant)
-        stage.nodes["n1"].end(grant, "aborted")
-        stage.read()
-        stage.play(lambda: stage.vm("a").status.phase is VmPhase.STOPPED)
+        come_to_its_end(stage, grant)
         assert remove_old_operations(stage.ctx) == 1
         assert_nothing_is_held(stage)
+
+
+def superseded_by_a_stop(stage: Stage) -> tuple[VirtualMachineOperation, NodeGrant]:
+    """An evict that was under way when its VM was to be stopped, and its grant, which is open still."""
+    stage.add_vm("a", "n1")
+    evict = stage.evict("a")
+    (message,) = stage.grant()
+    grant = stage.nodes["n1"].begin(message)
+    assert grant is not None
+    stage.read()
+    ask(stage, STOP, force=True)
+    return evict, grant
+
+
+def come_to_its_end(stage: Stage, grant: NodeGrant) -> None:
+    """The evict falls back, and the stop is carried out."""
+    stage.nodes["n1"].fall_back(grant)
+    stage.nodes["n1"].end(grant, "aborted")
+    stage.read()
+    stage.play(lambda: stage.vm("a").status.phase is VmPhase.STOPPED)
 
 
 def is_asked(stage: Stage, operation: VirtualMachineOperation) -> bool:

@@ -8,8 +8,7 @@ read as on within ten minutes while the lease was fresh; and never while another
 from dataclasses import dataclass
 
 from orchestrator.errors import Conflict
-from orchestrator.fencing.agents import Power
-from orchestrator.lease import Lease
+from orchestrator.fencing.agents import Answer, Power
 from orchestrator.logs import logger
 from orchestrator.planner.flow import Note
 from orchestrator.resources import Node, NodeFencing
@@ -23,6 +22,7 @@ from orchestrator.services.fencing.state import (
     LOOK_EVERY_S,
     change_fencing,
     distrust,
+    is_of_lease,
     lease_of,
     say_unconfirmed,
 )
@@ -63,7 +63,7 @@ def _seek(ctx: Context, tools: Tools, name: str, fencing: NodeFencing) -> "_NoEv
     node = ctx.store.find(Node, name)
     stored = lease_of(ctx, name)
     lease = stored.lease if stored is not None else None
-    if not _is_same(fencing, lease):
+    if not is_of_lease(fencing.status, lease):
         return "its lease was renewed"
     if node is not None and (lease is None or not lease.armed):
         alive = _is_seen_alive(ctx, tools, node)
@@ -158,23 +158,30 @@ def _cut(
     problem = ""
     for _ in range(bmc.attempts):
         stored = lease_of(ctx, name)  # read again before each `off`
-        if not _is_same(fencing, stored.lease if stored is not None else None):
+        if not is_of_lease(fencing.status, stored.lease if stored is not None else None):
             return _NoEvidence("LeaseRenewed", "its lease was renewed")
         if not deciding(lambda: _remember(ctx, name, fencing, lost)):
             return _NoEvidence("Ended", "the fencing ended meanwhile")
         log.warning("power is cut", node=name, agent=bmc.agent)
         hold_on(ctx, name)
         problem = tools.switch.switch(bmc, on=False)
-        for _ in range(_READ_BACK_TRIES):
-            hold_on(ctx, name)
-            answer = tools.switch.status(bmc)
-            if answer.power is Power.OFF:
-                return None
-            if answer.power is Power.UNKNOWN:
-                problem = problem or answer.problem
-                break
-            ctx.clock.sleep(LOOK_EVERY_S)
+        answer = _read_back(ctx, tools, name, bmc, Power.OFF)
+        if answer.power is Power.OFF:
+            return None
+        problem = problem or answer.problem
     return _NoEvidence("PowerStaysOn", f"its power could not be read back as off{': ' + problem if problem else ''}")
+
+
+def _read_back(ctx: Context, tools: Tools, name: str, bmc: Bmc, wanted: Power) -> Answer:
+    """Read a power until it is as it was switched, or can't be read, or has had its time; give the last answer."""
+    answer = Answer(Power.UNKNOWN)
+    for _ in range(_READ_BACK_TRIES):
+        hold_on(ctx, name)
+        answer = tools.switch.status(bmc)
+        if answer.power in {wanted, Power.UNKNOWN}:
+            break
+        ctx.clock.sleep(LOOK_EVERY_S)
+    return answer
 
 
 def _remember(ctx: Context, name: str, fencing: NodeFencing, lost: frozenset[str], *, is_off: bool = False) -> bool:
@@ -203,11 +210,6 @@ def _remember(ctx: Context, name: str, fencing: NodeFencing, lost: frozenset[str
     if new != current:
         ctx.store.must_commit(ctx.store.batch().put(current, new))
     return True
-
-
-def _is_same(fencing: NodeFencing, lease: Lease | None) -> bool:
-    status = fencing.status
-    return (status.generation, status.sequence) == (lease.identity if lease is not None else ("", 0))
 
 
 def power_on_again(ctx: Context, tools: Tools, name: str) -> str:
@@ -243,12 +245,7 @@ def _power_on(ctx: Context, tools: Tools, name: str, bmc: Bmc) -> str:
         return answer.problem
     hold_on(ctx, name)
     problem = tools.switch.switch(bmc, on=True)
-    for _ in range(_READ_BACK_TRIES):
-        hold_on(ctx, name)
-        answer = tools.switch.status(bmc)
-        if answer.power is Power.ON:
-            return ""
-        if answer.power is Power.UNKNOWN:
-            return problem or answer.problem
-        ctx.clock.sleep(LOOK_EVERY_S)
-    return problem or "it could not be read back as on"
+    answer = _read_back(ctx, tools, name, bmc, Power.ON)
+    if answer.power is Power.ON:
+        return ""
+    return problem or answer.problem or "it could not be read back as on"

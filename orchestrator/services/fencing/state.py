@@ -61,7 +61,7 @@ def _of_lease(status: NodeFencingStatus, lease: Lease | None, at: datetime) -> d
     generation, sequence = lease.identity if lease is not None else ("", 0)
     new: dict[str, object] = {"generation": generation, "sequence": sequence}
     new["boot_id"] = lease.boot_id if lease is not None else ""
-    is_another = (generation, sequence) != (status.generation, status.sequence)
+    is_another = not is_of_lease(status, lease)
     if is_another:
         new |= {"powered_off": False, "cut_epoch": 0, "bmc_off": False, "lost_before": (), "may_be_of": None}
     if is_another or status.lost_at is None:
@@ -88,7 +88,8 @@ def say_suspect(ctx: Context, name: str, judgement: Judgement, lease: Lease | No
         status = old.status
         if status.phase.has_evidence or (status.phase is FencePhase.SUSPECT and status.reason == judgement.reason):
             return None
-        if judgement.is_about_worker and (status.phase.is_open or _is_about(status, lease)):
+        is_told = status.phase is FencePhase.SUSPECT and is_of_lease(status, lease)
+        if judgement.is_about_worker and (status.phase.is_open or is_told):
             return None  # it goes on when its time has come again
         return old.with_status(
             phase=FencePhase.SUSPECT,
@@ -101,10 +102,9 @@ def say_suspect(ctx: Context, name: str, judgement: Judgement, lease: Lease | No
     change_fencing(ctx, name, change, Note("NodeSuspect", judgement.message, warning=True) if is_telling else None)
 
 
-def _is_about(status: NodeFencingStatus, lease: Lease | None) -> bool:
-    """Whether it is suspected already, as this lease ran out."""
-    identity = lease.identity if lease is not None else ("", 0)
-    return status.phase is FencePhase.SUSPECT and (status.generation, status.sequence) == identity
+def is_of_lease(status: NodeFencingStatus, lease: Lease | None) -> bool:
+    """Whether a fencing is about the loss of this lease, or of a node that had none."""
+    return (status.generation, status.sequence) == (lease.identity if lease is not None else ("", 0))
 
 
 def begin(ctx: Context, name: str, message: str, lease: Lease | None) -> None:
@@ -138,7 +138,7 @@ def end_renewed(ctx: Context, name: str) -> None:
         if status.phase.has_evidence or status.phase is FencePhase.IDLE:
             return None
         stored = lease_of(ctx, name)
-        if stored is None or (status.generation, status.sequence) == stored.lease.identity:
+        if stored is None or is_of_lease(status, stored.lease):
             return None
         at, distrust = ctx.now(), status.bmc_distrust
         back = NodeFencingStatus(since=at, reason="LeaseRenewed", message="it is back", bmc_distrust=distrust)
